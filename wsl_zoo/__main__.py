@@ -1,0 +1,106 @@
+"""`wsl-zoo` and `python -m wsl_zoo`: what needs no torch is answered here, the rest in `cli.py`."""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Sequence
+from difflib import get_close_matches
+from pathlib import Path
+
+from wsl_zoo import __version__, catalogue
+
+USAGE = """\
+usage: wsl-zoo COMMAND [options]
+
+Weakly-supervised learning: models that classify and show where.
+
+commands:
+  demo                     train on built-in images, print a table, write pictures (no arguments)
+  fit      --config F      train; F is a YAML file or a shipped config such as cam/synthetic
+  validate --config F      metrics on the validation splits (--ckpt_path CKPT)
+  test     --config F      metrics on the test splits (--ckpt_path CKPT)
+  predict  --ckpt_path CKPT --images DIR
+                           class, map and boxes of any images
+  run      GRID.yaml       a grid of runs (method x seed x fold), resumable
+  table    DIR             results below DIR as CSV and Markdown, mean and standard deviation
+  list     [KIND]          what is there: {kinds}
+
+options:
+  -h, --help               this text; `wsl-zoo fit --help` for all options of a command
+  --version                the version
+
+Messages are short; set WSL_ZOO_TRACEBACK=1 to see where an error arose."""
+
+TRAINER_COMMANDS = ("fit", "validate", "test", "predict")
+COMMANDS = ("demo", *TRAINER_COMMANDS, "run", "table", "list")
+
+
+def _list(args: Sequence[str]) -> None:
+    from wsl_zoo import reports
+
+    for kind in args or catalogue.KINDS:
+        reports.print_entries(catalogue.entries(kind), kind)
+
+
+def _table(args: Sequence[str]) -> None:
+    from wsl_zoo import reports
+
+    if len(args) != 1:
+        raise ValueError("usage: wsl-zoo table DIR")
+    root = Path(args[0])
+    table, summary = reports.write_tables(root)
+    frame = reports.summarize(reports.collect(root))
+    reports.print_frame(frame, "Mean ± standard deviation, %", f"written: {table}, {summary}")
+
+
+def dispatch(args: Sequence[str]) -> None:
+    """Run one command line."""
+    command, rest = args[0], list(args[1:])
+    if command == "list":
+        _list(rest)
+    elif command == "table":
+        _table(rest)
+    elif command == "run":
+        from wsl_zoo.protocols import run
+
+        run(rest)
+    elif command == "demo":
+        from wsl_zoo.cli import demo
+
+        demo(rest)
+    else:
+        from wsl_zoo.cli import run_trainer
+
+        run_trainer(command, rest)
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run the command line; return its exit status (0 done, 1 failed, 2 wrong usage)."""
+    args = list(sys.argv[1:] if argv is None else argv)
+    if not args or args[0] in {"-h", "--help", "help"}:
+        print(USAGE.format(kinds=", ".join(catalogue.KINDS)))
+        return 0
+    if args[0] == "--version":
+        print(f"wsl-zoo {__version__}")
+        return 0
+    if args[0] not in COMMANDS:
+        near = get_close_matches(args[0], COMMANDS, n=1)
+        hint = f" Did you mean {near[0]!r}?" if near else ""
+        print(f"error: unknown command {args[0]!r}.{hint} See wsl-zoo --help.", file=sys.stderr)
+        return 2
+    try:
+        dispatch(args)
+    except KeyboardInterrupt:
+        print("interrupted", file=sys.stderr)
+        return 130
+    except (ValueError, OSError, ArithmeticError, RuntimeError, TypeError, ImportError) as error:
+        if os.environ.get("WSL_ZOO_TRACEBACK"):
+            raise
+        print(f"error: {error}", file=sys.stderr)
+        return 1
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,324 @@
+"""Callbacks: the two best checkpoints, pictures per validation, written predictions, results."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+import torch
+from PIL import Image
+from pytorch_lightning import Callback, LightningModule, Trainer
+from pytorch_lightning.callbacks import ModelCheckpoint
+from pytorch_lightning.loggers import WandbLogger
+
+from wsl_zoo import pictures, reports
+from wsl_zoo.metrics import boxes_from_map
+from wsl_zoo.prediction import Prediction, to_prediction
+from wsl_zoo.types import Batch
+
+
+class BestCheckpoint(ModelCheckpoint):
+    """Keeps `best_cl.ckpt` (classification) or `best_loc.ckpt` (localisation).
+
+    What is monitored comes from the data module (`selection`): accuracy, and PxAP or MaxBoxAcc on
+    the validation split with ground truth. Without one there is no `best_loc`. Of equal scores the
+    first is kept, as F-CAM does (the survey kept the last).
+
+    Args:
+        kind: "cl" or "loc".
+        **kwargs: As of `ModelCheckpoint`.
+    """
+
+    def __init__(self, kind: Literal["cl", "loc"], **kwargs: Any) -> None:
+        if kind not in {"cl", "loc"}:
+            raise ValueError(f"kind={kind!r} must be 'cl' or 'loc'")
+        settings = {"filename": f"best_{kind}", "mode": "max", "auto_insert_metric_name": False}
+        super().__init__(**settings | {"enable_version_counter": False} | kwargs)
+        self.kind = kind
+
+    @property
+    def state_key(self) -> str:
+        """Key in checkpoints: one per kind."""
+        return f"{type(self).__qualname__}-{self.kind}"
+
+    def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        """Look up what to monitor."""
+        data = getattr(trainer, "datamodule", None)
+        if self.monitor is None and stage == "fit":
+            chosen = data.selection() if hasattr(data, "selection") else {"cl": "val/acc"}
+            self.monitor = chosen.get(self.kind)
+        if self.monitor is None:  # nothing to judge by: keep nothing
+            self.save_top_k = 0
+        super().setup(trainer, pl_module, stage)
+
+
+class LastCheckpoint(ModelCheckpoint):
+    """Keeps `last.ckpt`: after every epoch, every `every_n_train_steps`, and when interrupted.
+
+    Resume with `--ckpt_path .../last.ckpt`; the run goes on as if it had not stopped.
+
+    Args:
+        every_n_train_steps: Also save in the middle of epochs, for long ones.
+        **kwargs: As of `ModelCheckpoint`.
+    """
+
+    def __init__(self, every_n_train_steps: int | None = None, **kwargs: Any) -> None:
+        settings: dict[str, Any] = {
+            "filename": "last",
+            "enable_version_counter": False,
+            "save_on_exception": True,
+            "every_n_train_steps": every_n_train_steps,
+            "save_on_train_epoch_end": None if every_n_train_steps else True,
+        }
+        super().__init__(**settings | kwargs)
+
+
+def run_folder(trainer: Trainer) -> Path:
+    """Return the folder of a run: that of the checkpoint in use, else the logger's."""
+    checkpoint = trainer.ckpt_path
+    if trainer.state.fn != "fit" and isinstance(checkpoint, str | Path):
+        parent = Path(checkpoint).parent
+        return parent.parent if parent.name == "checkpoints" else parent
+    return Path(trainer.log_dir or trainer.default_root_dir)
+
+
+def to_pixels(raw: torch.Tensor) -> np.ndarray:
+    """Turn one image (3, H, W) uint8 into (H, W, 3)."""
+    return raw.permute(1, 2, 0).cpu().numpy()
+
+
+class PanelWriter(Callback):
+    """Writes image | mask | map | boxes of some images of every validation and test split.
+
+    Per validation epoch one PNG `panels/<split>/epoch_000.png` in the run's folder, for the test
+    `panels/<split>.png`; W&B receives the same pictures.
+
+    Args:
+        count: Number of images, evenly spaced over the split so that they show several classes.
+        every_n_epochs: Epochs between two pictures.
+    """
+
+    def __init__(self, count: int = 8, every_n_epochs: int = 1) -> None:
+        super().__init__()
+        self.count = count
+        self.every_n_epochs = every_n_epochs
+        self.written: list[Path] = []
+        self._rows: dict[str, list[list[np.ndarray]]] = {}
+        self._captions: dict[str, list[str]] = {}
+
+    def on_validation_batch_end(
+        self,
+        trainer: Trainer,
+        pl_module: LightningModule,
+        outputs: Any,
+        batch: Batch,
+        batch_idx: int,
+        dataloader_idx: int = 0,
+    ) -> None:
+        """Draw this batch's share of the pictures."""
+        due = trainer.current_epoch % self.every_n_epochs == 0
+        if due and not trainer.sanity_checking:
+            self._draw(trainer, pl_module, "val", batch, dataloader_idx)
+
+    def on_test_batch_end(
+        self,
+        trainer: Trainer,
+        pl_module: LightningModule,
+        outputs: Any,
+        batch: Batch,
+        batch_idx: int,
+        dataloader_idx: int = 0,
+    ) -> None:
+        """Draw this batch's share of the pictures."""
+        self._draw(trainer, pl_module, "test", batch, dataloader_idx)
+
+    def on_validation_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Write the pictures."""
+        self._write(trainer, f"/epoch_{trainer.current_epoch:03d}")
+
+    def on_test_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Write the pictures."""
+        checkpoint = Path(str(trainer.ckpt_path)).stem if trainer.ckpt_path else "model"
+        self._write(trainer, f"_{checkpoint}")
+
+    def _draw(
+        self, trainer: Trainer, module: Any, stage: str, batch: Batch, loader: int
+    ) -> None:
+        data = getattr(trainer, "datamodule", None)
+        if not trainer.is_global_zero or data is None or "raw" not in batch:
+            return
+        split = data.split_names(stage)[loader]
+        size = len(data.sources[split])
+        wanted = set(np.linspace(0, size - 1, min(self.count, size)).round().astype(int).tolist())
+        rows = [i for i, index in enumerate(batch["index"].tolist()) if index in wanted]
+        if not rows:
+            return
+        part: Any = {k: _take(v, rows) for k, v in batch.items()}
+        with torch.no_grad():
+            output = module(part)
+            if output.map is None:
+                return
+            maps = module.localize(part, output, "label").float().cpu()
+        guesses = output.logits.argmax(dim=1).tolist()
+        for i, score_map in enumerate(maps):
+            has_mask = "mask" in part and bool(part["has_mask"][i])
+            tiles = pictures.panel(
+                to_pixels(part["raw"][i]),
+                score_map.numpy(),
+                mask=part["mask"][i].cpu().numpy() if has_mask else None,
+                boxes=part["boxes"][i].cpu().numpy() if "boxes" in part else None,
+                predicted=boxes_from_map(score_map, module.map_threshold, "all").numpy(),
+            )
+            self._rows.setdefault(split, []).append(tiles)
+            truth, guess = int(part["label"][i]), guesses[i]
+            names = module.class_names
+            self._captions.setdefault(split, []).append(
+                f"{names[truth]}" if truth == guess else f"{names[truth]} (said {names[guess]})"
+            )
+
+    def _write(self, trainer: Trainer, suffix: str) -> None:
+        for split, rows in self._rows.items():
+            picture = pictures.grid(rows, captions=self._captions[split])
+            path = run_folder(trainer) / "panels" / f"{split}{suffix}.png"
+            self.written.append(pictures.save(picture, path))
+            for logger in trainer.loggers:
+                if isinstance(logger, WandbLogger):
+                    logger.log_image(f"panels/{split}", [Image.fromarray(picture)])
+        self._rows.clear()
+        self._captions.clear()
+
+
+def _take(value: Any, rows: Sequence[int]) -> Any:
+    return value[rows] if isinstance(value, torch.Tensor) else [value[i] for i in rows]
+
+
+class MapWriter(Callback):
+    """Writes predictions: per image `<name>.npz` and `<name>.png`, and one `predictions.csv`.
+
+    The archive holds `map` (H, W) float16 in [0, 1] at the size of the image, `probabilities` (K,),
+    `label`, and `boxes` (n, 4); the picture is the map over the image with the boxes.
+
+    Args:
+        folder: Where to write; default: `predictions` in the run's folder.
+    """
+
+    def __init__(self, folder: str | None = None) -> None:
+        super().__init__()
+        self.folder = Path(folder) if folder is not None else None
+        self.count = 0
+        self._rows: list[str] = []
+
+    def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        """Choose the folder."""
+        if self.folder is None:
+            self.folder = run_folder(trainer) / "predictions"
+
+    def on_predict_batch_end(
+        self,
+        trainer: Trainer,
+        pl_module: Any,
+        outputs: Any,
+        batch: Batch,
+        batch_idx: int,
+        dataloader_idx: int = 0,
+    ) -> None:
+        """Write the batch's predictions."""
+        for i, path in enumerate(batch["path"]):
+            if not bool(batch["valid"][i]):
+                continue
+            maps = outputs["map"]
+            height, width = batch["size"][i].tolist()
+            prediction = to_prediction(
+                outputs["probabilities"][i],
+                int(outputs["label"][i]),
+                None if maps is None else maps[i],
+                (height, width),
+                pl_module.class_names,
+                pl_module.map_threshold,
+            )
+            self._write(trainer, pl_module, batch, i, path, prediction)
+
+    def _write(
+        self,
+        trainer: Trainer,
+        module: Any,
+        batch: Batch,
+        i: int,
+        path: str,
+        prediction: Prediction,
+    ) -> None:
+        assert self.folder is not None
+        stem = self.folder / relative_stem(path, trainer)
+        stem.parent.mkdir(parents=True, exist_ok=True)
+        boxes = ""
+        if prediction.map is not None and prediction.boxes is not None:
+            partial = stem.with_name(f".{stem.name}.partial")
+            with partial.open("wb") as file:
+                np.savez_compressed(
+                    file,
+                    map=prediction.map.astype(np.float16),
+                    probabilities=prediction.probabilities,
+                    label=prediction.label,
+                    boxes=prediction.boxes,
+                )
+            partial.replace(stem.with_name(f"{stem.name}.npz"))
+            size = prediction.map.shape
+            pixels = Image.fromarray(to_pixels(batch["raw"][i])).resize(size[::-1])
+            image = pictures.overlay(np.asarray(pixels), prediction.map)
+            drawn = pictures.draw_boxes(image, prediction.boxes, pictures.PREDICTED)
+            pictures.save(drawn, stem.with_name(f"{stem.name}.png"))
+            boxes = ";".join(" ".join(map(str, box)) for box in prediction.boxes.tolist())
+        name = path.replace('"', '""')
+        self._rows.append(
+            f'"{name}","{prediction.class_name}",{prediction.probability:.6f},{boxes}'
+        )
+        self.count += 1
+
+    def on_predict_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Write the table (one per process)."""
+        assert self.folder is not None
+        self.folder.mkdir(parents=True, exist_ok=True)
+        rank = f"_{trainer.global_rank}" if trainer.world_size > 1 else ""
+        text = "\n".join(["image,class,probability,boxes", *self._rows]) + "\n"
+        (self.folder / f"predictions{rank}.csv").write_text(text, encoding="utf-8")
+
+
+def relative_stem(path: str, trainer: Trainer) -> Path:
+    """Return where an image's predictions go: as below the image folder, with its ending kept apart.
+
+    `a.jpg` and `a.png` beside each other become `a_jpg` and `a_png`, so neither is overwritten.
+    """
+    root = getattr(getattr(trainer, "datamodule", None), "predict_images", None)
+    file = Path(path)
+    if root is not None and Path(root).is_dir():
+        file = file.relative_to(root)
+    else:
+        file = Path(file.name)
+    return file.with_name(f"{file.stem}_{file.suffix.lstrip('.')}" if file.suffix else file.name)
+
+
+class ResultWriter(Callback):
+    """Prints the table of a test and appends it to `results.jsonl` of the run.
+
+    Args:
+        show: Print the table.
+    """
+
+    def __init__(self, show: bool = True) -> None:
+        super().__init__()
+        self.show = show
+        self.columns: dict[str, dict[str, float]] = {}
+
+    def on_test_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Keep, write and print the results."""
+        if not trainer.is_global_zero:
+            return
+        values = {k: float(v) for k, v in trainer.callback_metrics.items() if k.startswith("test")}
+        checkpoint = Path(str(trainer.ckpt_path)).stem if trainer.ckpt_path else "model"
+        self.columns[checkpoint] = values
+        row = {"checkpoint": checkpoint, "metrics": values}
+        path = reports.append_result(run_folder(trainer), row)
+        if self.show:
+            reports.print_results(self.columns, caption=f"appended to {path}")

@@ -1,0 +1,308 @@
+"""The trainer commands: LightningCLI in subclass mode, and what it needs to be pleasant.
+
+* `--config` takes a file or the name of a shipped config; an unknown key names the nearest one.
+* Of what a checkpoint remembers and what config and flags say, config and flags win.
+* A run has one folder, `runs/<config>/version_<k>` or `--run_dir`, with `metrics.csv`, `config.yaml`,
+  `checkpoints/`, `panels/`, `results.jsonl`. Resuming continues in it; nothing in it is overwritten.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+import sys
+import warnings
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from difflib import get_close_matches
+from pathlib import Path
+from typing import Any, NoReturn
+
+import torch
+from pytorch_lightning import LightningModule, Trainer
+from pytorch_lightning.callbacks import RichProgressBar
+from pytorch_lightning.cli import LightningArgumentParser, LightningCLI, SaveConfigCallback
+from pytorch_lightning.loggers import CSVLogger, Logger, WandbLogger
+from pytorch_lightning.utilities.rank_zero import rank_zero_only
+
+import wsl_zoo.methods  # noqa: F401  (so that class names need no module path)
+from wsl_zoo import reports
+from wsl_zoo.callbacks import BestCheckpoint, LastCheckpoint, MapWriter, PanelWriter, ResultWriter
+from wsl_zoo.catalogue import config_path
+from wsl_zoo.data import ZooDataModule
+from wsl_zoo.methods.base import ZooModule
+
+ROOT = "runs"
+UNKNOWN_KEY = re.compile(r"(?:Key|Unrecognized arguments:|Option) ?'?-*([\w.]+)")
+
+
+class ZooParser(LightningArgumentParser):
+    """Parser whose message on an unknown key names the nearest right one."""
+
+    def error(self, message: str, ex: Exception | None = None) -> NoReturn:
+        """Print the message with a suggestion and exit with status 2."""
+        print(f"error: {message.strip()}{self._hint(message)}", file=sys.stderr)
+        raise SystemExit(2)
+
+    def _hint(self, message: str) -> str:
+        return ""
+
+
+class SaveConfig(SaveConfigCallback):
+    """Writes `config.yaml` and hands the whole configuration to W&B."""
+
+    def save_config(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        """Log the configuration where the logger is W&B."""
+        for logger in trainer.loggers:
+            if isinstance(logger, WandbLogger):
+                dump = self.parser.dump(self.config, skip_none=False, format="json")
+                logger.log_hyperparams({"config": json.loads(dump)})
+
+
+class ZooCLI(LightningCLI):
+    """`fit`, `validate`, `test`, `predict` for any method on any data.
+
+    Args:
+        name: Name of the run's folder below `runs`.
+    """
+
+    def __init__(self, name: str) -> None:
+        self.name = name
+        super().__init__(
+            ZooModule,
+            ZooDataModule,
+            save_config_callback=SaveConfig,
+            save_config_kwargs={"overwrite": True},
+            trainer_defaults={
+                # Gradient CAMs need a graph inside standalone validation and test.
+                "inference_mode": False,
+                # A step is small next to an epoch in most of our data sets.
+                "log_every_n_steps": 10,
+            },
+            seed_everything_default=0,
+            parser_class=ZooParser,
+            subclass_mode_model=True,
+            subclass_mode_data=True,
+            auto_configure_optimizers=False,
+        )
+
+    def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
+        """Link data to model, seed to both, and add the options of a run."""
+        for name in ("num_classes", "class_names"):
+            parser.link_arguments(f"data.{name}", f"model.init_args.{name}", apply_on="instantiate")
+        for part in ("model", "data"):
+            parser.link_arguments("seed_everything", f"{part}.init_args.seed", compute_fn=int)
+        parser.add_argument("--run_dir", type=str | None, default=None, help="Folder of this run.")
+        parser.add_argument(
+            "--wandb", type=str | None, default=None, help="Log to this Weights & Biases project."
+        )
+        parser.add_argument(
+            "--then_test", type=bool, default=False, help="After fit: test the best checkpoints."
+        )
+        parser.add_lightning_class_args(LastCheckpoint, "last")
+        parser.add_lightning_class_args(PanelWriter, "panels")
+        parser.add_lightning_class_args(MapWriter, "maps")
+
+    def _parse_ckpt_path(self) -> None:
+        """Do nothing: `arguments_of_checkpoint` stands first on the command line instead."""
+
+    def option(self, name: str) -> Any:
+        """Return an option of the subcommand."""
+        return self._get(self.config, name)
+
+    def before_instantiate_classes(self) -> None:
+        """Only `fit` has a configuration worth saving."""
+        if self.subcommand != "fit":
+            self.save_config_callback = None
+
+    def instantiate_trainer(self, **kwargs: Any) -> Trainer:
+        """Make the trainer with the run's loggers and callbacks."""
+        if self.option("trainer.logger") is None:
+            kwargs["logger"] = self._loggers()
+        if self.subcommand == "fit":
+            _refuse_used_folder(self.option("run_dir"), self.option("ckpt_path"))
+        self.results = ResultWriter(show=not self.option("then_test"))
+        self.trainer_defaults = {
+            "callbacks": [
+                BestCheckpoint("cl"),
+                BestCheckpoint("loc"),
+                self.results,
+                RichProgressBar(),
+            ]
+        }
+        return super().instantiate_trainer(**kwargs)
+
+    def _loggers(self) -> list[Logger] | bool:
+        loggers: list[Logger] = []
+        folder = self._folder()
+        root = self.option("trainer.default_root_dir") or ROOT
+        if self.subcommand == "fit":
+            if folder is None:
+                loggers.append(CSVLogger(root, name=self.name))
+            else:
+                _keep_old_logs(folder)
+                loggers.append(CSVLogger(folder, name="", version=""))
+        project = self.option("wandb")
+        if project is not None:
+            save_dir = folder or Path(root) / self.name
+            save_dir.mkdir(parents=True, exist_ok=True)
+            loggers.append(WandbLogger(project=project, name=self.name, save_dir=save_dir))
+        return loggers or False
+
+    def _folder(self) -> Path | None:
+        """Return the folder of the run where it is known beforehand."""
+        if self.option("run_dir") is not None:
+            return Path(self.option("run_dir"))
+        checkpoint = self.option("ckpt_path")
+        if checkpoint and Path(checkpoint).parent.name == "checkpoints":
+            return Path(checkpoint).parent.parent
+        return None
+
+    def after_fit(self) -> None:
+        """With `--then_test`, test both best checkpoints and print one table."""
+        if not self.option("then_test"):
+            return
+        for callback in self.trainer.checkpoint_callbacks:
+            if isinstance(callback, BestCheckpoint) and callback.best_model_path:
+                self.trainer.test(
+                    self.model,
+                    datamodule=self.datamodule,
+                    ckpt_path=callback.best_model_path,
+                    verbose=False,
+                )
+        if self.trainer.is_global_zero:
+            reports.print_results(self.results.columns, f"run folder: {self.trainer.log_dir}")
+
+
+def _refuse_used_folder(run_dir: str | None, checkpoint: str | None) -> None:
+    if run_dir is not None and not checkpoint and (Path(run_dir) / "checkpoints").is_dir():
+        last = Path(run_dir) / "checkpoints" / "last.ckpt"
+        raise FileExistsError(
+            f"{run_dir} holds a run already: resume it with --ckpt_path {last}, or choose another"
+        )
+
+
+@rank_zero_only
+def _keep_old_logs(folder: Path) -> None:
+    """Number what a resumed run would overwrite: `metrics.csv` becomes `metrics_0.csv`."""
+    for name in ("metrics.csv", "config.yaml"):
+        path = folder / name
+        if path.is_file():
+            taken = len(list(folder.glob(f"{path.stem}_*{path.suffix}")))
+            path.rename(folder / f"{path.stem}_{taken}{path.suffix}")
+
+
+def arguments_of_checkpoint(path: str) -> list[str]:
+    """Return what a checkpoint says of its model, as arguments that later ones override.
+
+    Raises:
+        FileNotFoundError: No such file.
+        ValueError: It is no checkpoint of this package.
+    """
+    if not Path(path).is_file():
+        raise FileNotFoundError(f"there is no checkpoint {path}")
+    checkpoint = torch.load(path, map_location="cpu", weights_only=True)
+    if "wsl_zoo" not in checkpoint:
+        raise ValueError(f"{path} is not a checkpoint of wsl_zoo")
+    linked = {"num_classes", "class_names", "seed"}
+    hparams = checkpoint["hyper_parameters"].items()
+    init_args = {k: v for k, v in hparams if k not in linked and not k.startswith("_")}
+    model = {"class_path": checkpoint["wsl_zoo"]["class_path"], "init_args": init_args}
+    return ["--config", json.dumps({"model": model})]
+
+
+def arguments_of_images(path: str, images: str) -> list[str]:
+    """Return the data module that predicts on a folder of images with a checkpoint."""
+    checkpoint = torch.load(path, map_location="cpu", weights_only=True)
+    init_args = {
+        "classes": checkpoint["hyper_parameters"]["class_names"],
+        "predict_images": images,
+        "image_size": checkpoint["wsl_zoo"]["image_size"] or 224,
+    }
+    data = {"class_path": "wsl_zoo.data.UnlabelledImages", "init_args": init_args}
+    return ["--config", json.dumps({"data": data})]
+
+
+def value_of(option: str, args: Sequence[str]) -> str | None:
+    """Return the last value of `--option value` or `--option=value`."""
+    found = None
+    for i, arg in enumerate(args):
+        if arg == option and i + 1 < len(args):
+            found = args[i + 1]
+        elif arg.startswith(f"{option}="):
+            found = arg.partition("=")[2]
+    return found
+
+
+def complete(command: str, args: Sequence[str]) -> tuple[list[str], str]:
+    """Resolve shipped configs, and put what the checkpoint says before everything else.
+
+    Args:
+        command: The subcommand.
+        args: What follows it.
+
+    Returns:
+        The full arguments, and the name of the run.
+    """
+    name = command
+    out: list[str] = []
+    images: str | None = None
+    queue = list(args)
+    while queue:
+        option, given, value = queue.pop(0).partition("=")
+        if option in {"--config", "-c", "--images"}:
+            if not given:
+                if not queue:
+                    raise ValueError(f"{option} needs a value")
+                value = queue.pop(0)
+            if option == "--images":
+                images = value
+            elif value.lstrip().startswith("{"):
+                out += ["--config", value]
+            else:
+                path = config_path(value)
+                name = f"{path.parent.name}_{path.stem}" if path.parent.name else path.stem
+                out += ["--config", str(path)]
+        else:
+            out.append(option + given + value)
+    checkpoint = value_of("--ckpt_path", out)
+    first = arguments_of_checkpoint(checkpoint) if checkpoint else []
+    if images is not None:
+        if command != "predict" or checkpoint is None:
+            raise ValueError("--images goes with: wsl-zoo predict --ckpt_path CKPT --images DIR")
+        first += arguments_of_images(checkpoint, images)
+    return [command, *first, *out], name
+
+
+@contextmanager
+def command_line(args: Sequence[str]) -> Iterator[None]:
+    """Let `sys.argv` be these arguments (Lightning starts further processes from it)."""
+    before = sys.argv
+    sys.argv = [before[0], *args]
+    try:
+        yield
+    finally:
+        sys.argv = before
+
+
+def run_trainer(command: str, args: Sequence[str]) -> ZooCLI:
+    """Run one of the trainer commands; return the CLI with its trainer, model and data."""
+    full, name = complete(command, args)
+    with command_line(full), warnings.catch_warnings():
+        # Small data sets on few cores: loading in the main process is the right choice there.
+        warnings.filterwarnings("ignore", message=".*does not have many workers.*")
+        warnings.filterwarnings("ignore", message=".*smaller than the logging interval.*")
+        return ZooCLI(name)
+
+
+def demo(args: Sequence[str] = ()) -> ZooCLI:
+    """Train and test CAM on the built-in images; print the table and where the pictures are."""
+    print("Training CAM (Zhou et al., CVPR 2016) on procedural images with image labels only ...")
+    cli = run_trainer("fit", ["--config", "cam/synthetic", "--then_test", "true", *args])
+    panels = next(c for c in cli.trainer.callbacks if isinstance(c, PanelWriter))  # type: ignore[attr-defined]
+    tests = [path for path in panels.written if path.name.startswith("test")]
+    print("The prevalence is the PxAP of a constant map: what a map must beat.")
+    print("Pictures (image | mask | map | boxes: true green, predicted red):")
+    for path in tests:
+        print(f"  {path}")
+    return cli

@@ -1,0 +1,105 @@
+"""The built-in data set: procedural scenes, rendered when they are asked for; no files."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from wsl_zoo.data.base import ZooDataModule
+from wsl_zoo.data.dataset import Source
+from wsl_zoo.data.synthetic import TEXTURES, render_scene
+from wsl_zoo.data.transforms import Sample
+
+# Splits are disjoint ranges of the scene index.
+SPLIT_OFFSET = {"train": 0, "val": 10_000_000, "test": 20_000_000}
+
+
+class SceneSource:
+    """Scenes of a range of indices.
+
+    Args:
+        count: How many.
+        offset: Index of the first.
+        seed: Seed of the scenes.
+        size: Side in pixels.
+        num_classes: Number K of classes.
+    """
+
+    has_masks = True
+    has_boxes = True
+
+    def __init__(self, count: int, offset: int, seed: int, size: int, num_classes: int) -> None:
+        self.count = count
+        self.offset = offset
+        self.seed = seed
+        self.size = size
+        self.num_classes = num_classes
+
+    def __len__(self) -> int:
+        return self.count
+
+    def load(self, index: int, *, annotations: bool) -> Sample:
+        """Render scene `index`."""
+        if not 0 <= index < self.count:
+            raise IndexError(f"scene {index} of {self.count}")
+        scene = render_scene(
+            self.offset + index, seed=self.seed, size=self.size, num_classes=self.num_classes
+        )
+        return Sample(
+            image=scene.image,
+            label=scene.label,
+            mask=scene.mask if annotations else None,
+            boxes=scene.boxes if annotations else None,
+            path=f"scene-{self.offset + index}",
+            size=(self.size, self.size),
+        )
+
+
+class SyntheticData(ZooDataModule):
+    """Textured objects on textured ground with labels, masks and boxes; the class is the texture.
+
+    Args:
+        train: Number of training images.
+        val: Number of validation images.
+        test: Number of test images.
+        classes: Number K of classes.
+        scene_seed: Seed of the scenes (apart from `seed`, so that runs share their data).
+        image_size: Side of the images in pixels.
+        cache: Keep rendered scenes in memory.
+        **kwargs: See `ZooDataModule`.
+    """
+
+    def __init__(
+        self,
+        train: int = 800,
+        val: int = 100,
+        test: int = 200,
+        classes: int = 4,
+        scene_seed: int = 0,
+        image_size: int = 96,
+        cache: bool = True,
+        **kwargs: Any,
+    ) -> None:
+        super().__init__(image_size=image_size, cache=cache, **kwargs)
+        if not 2 <= classes <= len(TEXTURES):
+            raise ValueError(f"classes={classes} must be between 2 and {len(TEXTURES)}")
+        if min(train, val, test) < classes:
+            raise ValueError(
+                f"train={train}, val={val}, test={test}: every split needs all {classes} classes"
+            )
+        self.counts = {"train": train, "val": val, "test": test}
+        self.classes = classes
+        self.scene_seed = scene_seed
+
+    @property
+    def class_names(self) -> list[str]:
+        """Names of the textures."""
+        return list(TEXTURES)[: self.classes]
+
+    def read(self) -> dict[str, Source]:
+        """Return a source per split."""
+        return {
+            split: SceneSource(
+                count, SPLIT_OFFSET[split], self.scene_seed, self.train_resize, self.classes
+            )
+            for split, count in self.counts.items()
+        }

@@ -1,0 +1,268 @@
+"""The data module that every data set extends: sources in, seeded and resumable loaders out.
+
+A data set overrides three things: `class_names` (known before `setup`), `read()` (its splits as
+sources or records) and, where its protocol wants it, `val_splits`, `unannotated` and `shared`.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Mapping, Sequence
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import torch
+from pytorch_lightning import LightningDataModule
+from torch.utils.data import DataLoader
+
+from wsl_zoo.data.dataset import RecordSource, Source, ZooDataset, collate
+from wsl_zoo.data.manifest import DataError, Record, Verify, validate
+from wsl_zoo.data.samplers import ResumableLoader, SeededSampler, trainer_position
+from wsl_zoo.data.transforms import IMAGENET_MEAN, IMAGENET_STD, Augment, normalize
+from wsl_zoo.types import Batch
+
+IMAGE_SUFFIXES = frozenset({".jpg", ".jpeg", ".png", ".bmp", ".tif", ".tiff", ".webp", ".ppm"})
+
+
+def find_images(folder: Path) -> list[Path]:
+    """Return the image files below `folder` in sorted order; hidden files and folders are left out.
+
+    Raises:
+        DataError: The folder does not exist or holds no image.
+    """
+    if not folder.is_dir():
+        raise DataError(f"Folder {folder}", ["it does not exist or is no folder"])
+    found = sorted(
+        path
+        for path in folder.rglob("*")
+        if path.suffix.lower() in IMAGE_SUFFIXES
+        and not any(part.startswith(".") for part in path.relative_to(folder).parts)
+    )
+    if not found:
+        endings = ", ".join(sorted(IMAGE_SUFFIXES))
+        raise DataError(f"Folder {folder}", [f"it holds no image (looked for {endings})"])
+    return found
+
+
+class ZooDataModule(LightningDataModule, ABC):
+    """Loaders of one data set.
+
+    Training sees masks and boxes only if the method declares that it reads them
+    (`ZooModule.needs`). Batches travel as uint8 and are normalised on the device with the encoder's
+    mean and standard deviation.
+
+    Args:
+        batch_size: Images per training batch and process.
+        eval_batch_size: Images per evaluation batch and process; default: `batch_size`.
+        num_workers: Worker processes per loader.
+        image_size: Side of the square that the network sees, in pixels.
+        train_resize: Side that training images are resized to before the random crop of
+            `image_size`; default: `image_size` (no crop).
+        hflip: Probability of a horizontal flip in training.
+        vflip: Probability of a vertical flip in training.
+        color_jitter: Strengths (brightness, contrast, saturation, hue) in training; None: none.
+        cache: Keep decoded and resized images in memory (small data sets).
+        drop_last: Leave out a training batch that is not full.
+        verify: How `setup` checks files: "header", "decode" (every pixel), "none" (existence).
+        predict_images: Folder of images, or one image, for `predict`; default: the test splits.
+        seed: Fixes order and augmentation, with the epoch and the sample.
+    """
+
+    unannotated: frozenset[str] = frozenset()
+    """Splits whose masks and boxes the protocol hides."""
+    shared: tuple[frozenset[str], ...] = ()
+    """Sets of splits that may share images by protocol."""
+
+    def __init__(
+        self,
+        batch_size: int = 32,
+        eval_batch_size: int | None = None,
+        num_workers: int = 0,
+        image_size: int = 224,
+        train_resize: int | None = None,
+        hflip: float = 0.5,
+        vflip: float = 0.0,
+        color_jitter: list[float] | None = None,
+        cache: bool = False,
+        drop_last: bool = False,
+        verify: Verify = "header",
+        predict_images: str | None = None,
+        seed: int = 0,
+    ) -> None:
+        super().__init__()
+        self.save_hyperparameters(logger=False)
+        if train_resize is not None and train_resize < image_size:
+            raise ValueError(
+                f"train_resize={train_resize} is smaller than the crop image_size={image_size}"
+            )
+        self.batch_size = batch_size
+        self.eval_batch_size = eval_batch_size or batch_size
+        self.num_workers = num_workers
+        self.image_size = image_size
+        self.train_resize = train_resize or image_size
+        self.augment = Augment(
+            image_size if self.train_resize > image_size else None, hflip, vflip, color_jitter
+        )
+        self.cache = cache
+        self.drop_last = drop_last
+        self.verify: Verify = verify
+        self.predict_images = predict_images
+        self.seed = seed
+        self._sources: dict[str, Source] | None = None
+
+    @property
+    @abstractmethod
+    def class_names(self) -> list[str]:
+        """Names of the K classes in label order, known before `setup`."""
+
+    @property
+    def num_classes(self) -> int:
+        """Number K of classes."""
+        return len(self.class_names)
+
+    @abstractmethod
+    def read(self) -> Mapping[str, Source | Sequence[Record]]:
+        """Return every split: lists of records (validated by the base) or ready sources."""
+
+    @property
+    def sources(self) -> dict[str, Source]:
+        """Every split's source; read and validated at the first use.
+
+        Raises:
+            DataError: All problems of the data set at once.
+        """
+        if self._sources is None:
+            splits = self.read()
+            records = {k: v for k, v in splits.items() if isinstance(v, list)}
+            if records:
+                validate(
+                    records,
+                    self.class_names,
+                    shared=self.shared,
+                    verify=self.verify,
+                    what=f"{type(self).__name__} {getattr(self, 'root', '')}".strip(),
+                )
+            self._sources = {
+                name: RecordSource(split, annotated=name not in self.unannotated)
+                if isinstance(split, list)
+                else split  # type: ignore[misc]  # not a list of records: a source
+                for name, split in splits.items()
+            }
+        return self._sources
+
+    def split_names(self, stage: str) -> list[str]:
+        """Return the splits of a stage ("train", "val", "test") in loader order."""
+        return [name for name in self.sources if name.startswith(stage)]
+
+    def selection(self) -> dict[str, str | None]:
+        """Return the metrics that choose checkpoints, by kind: "cl" and, with ground truth, "loc".
+
+        Classification is judged on the first validation split; localisation on the first with
+        masks (PxAP), else with boxes (MaxBoxAcc).
+        """
+        names = self.split_names("val")
+        chosen: dict[str, str | None] = {"cl": f"{names[0]}/acc" if names else None, "loc": None}
+        for metric, has in (("maxboxacc", "has_boxes"), ("pxap", "has_masks")):
+            annotated = [name for name in names if getattr(self.sources[name], has)]
+            if annotated:
+                chosen["loc"] = f"{annotated[0]}/{metric}"
+        return chosen
+
+    def setup(self, stage: str) -> None:
+        """Read and check what the stage needs."""
+        if stage == "predict" and self.predict_images is not None:
+            self.predict_source()
+        else:
+            _ = self.sources
+        for needed in {"fit": ("train",), "validate": ("val",), "test": ("test",)}.get(stage, ()):
+            if not self.split_names(needed):
+                raise DataError(
+                    type(self).__name__,
+                    [f"there is no {needed!r} split; found: {', '.join(self.sources) or 'none'}"],
+                )
+
+    def predict_source(self) -> RecordSource:
+        """Return the images of `predict_images` as an unlabelled source."""
+        path = Path(str(self.predict_images))
+        images = [path] if path.is_file() else find_images(path)
+        records = [Record(image, -1, place=str(image)) for image in images]
+        validate({"predict": records}, (), verify=self.verify, what=f"Images {path}")
+        return RecordSource(records)
+
+    def dataset(self, split: str) -> ZooDataset:
+        """Return one split as the network sees it; `train` is augmented."""
+        train = split == "train"
+        side = self.train_resize if train else self.image_size
+        return ZooDataset(
+            self.sources[split],
+            (side, side),
+            self.augment if train else None,
+            seed=self.seed,
+            annotations=not train or self._training_reads_annotations(),
+            cache=self.cache,
+        )
+
+    def _training_reads_annotations(self) -> bool:
+        needs = getattr(getattr(self.trainer, "lightning_module", None), "needs", frozenset())
+        return bool(needs & {"mask", "boxes"})
+
+    def _loader(self, dataset: ZooDataset, *, train: bool) -> DataLoader[Any]:
+        trainer = self.trainer
+        sampler = SeededSampler(
+            len(dataset),
+            shuffle=train,
+            seed=self.seed,
+            num_replicas=trainer.world_size if trainer is not None else 1,
+            rank=trainer.global_rank if trainer is not None else 0,
+        )
+        arguments: dict[str, Any] = {
+            "batch_size": self.batch_size if train else self.eval_batch_size,
+            "sampler": sampler,
+            "num_workers": self.num_workers,
+            "collate_fn": collate,
+            "pin_memory": torch.cuda.is_available(),
+            "persistent_workers": self.num_workers > 0,
+            "drop_last": train and self.drop_last,
+        }
+        if not train:
+            return DataLoader(dataset, **arguments)
+        position = partial(trainer_position, trainer) if trainer is not None else None
+        return ResumableLoader(dataset, position=position, **arguments)
+
+    def train_dataloader(self) -> DataLoader[Any]:
+        """Return the loader of `train`."""
+        return self._loader(self.dataset("train"), train=True)
+
+    def val_dataloader(self) -> list[DataLoader[Any]]:
+        """Return one loader per validation split."""
+        return [self._loader(self.dataset(s), train=False) for s in self.split_names("val")]
+
+    def test_dataloader(self) -> list[DataLoader[Any]]:
+        """Return one loader per test split."""
+        return [self._loader(self.dataset(s), train=False) for s in self.split_names("test")]
+
+    def predict_dataloader(self) -> list[DataLoader[Any]]:
+        """Return the loader of `predict_images`, or those of the test splits."""
+        size = (self.image_size, self.image_size)
+        if self.predict_images is None:
+            sources = [self.sources[name] for name in self.split_names("test")]
+        else:
+            sources = [self.predict_source()]
+        datasets = [ZooDataset(source, size, annotations=False) for source in sources]
+        return [self._loader(dataset, train=False) for dataset in datasets]
+
+    def preprocessing(self) -> dict[str, Any]:
+        """Return what a checkpoint must remember to prepare an image as evaluation does."""
+        return {"image_size": self.image_size}
+
+    def on_after_batch_transfer(self, batch: Batch, dataloader_idx: int) -> Batch:
+        """Normalise uint8 images on the device; keep the pixels as `raw`."""
+        image = batch.get("image")
+        if image is not None and image.dtype == torch.uint8:
+            encoder = getattr(getattr(self.trainer, "lightning_module", None), "encoder", None)
+            mean = getattr(encoder, "mean", IMAGENET_MEAN)
+            std = getattr(encoder, "std", IMAGENET_STD)
+            batch["raw"] = image
+            batch["image"] = normalize(image, mean, std)
+        return batch

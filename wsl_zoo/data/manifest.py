@@ -1,0 +1,372 @@
+"""What a file-based data set is made of: records, the CSV manifest, and one validator for both.
+
+A manifest is a CSV with a header, one row per image:
+`split,image,label[,mask][,boxes][,group]`. Paths are relative to the manifest's folder (or to
+`root`); `label` is an integer or a class name; `mask` is an image whose non-zero pixels are
+foreground (several, separated by `;`, are united); `boxes` is `x0 y0 x1 y1` in pixels, several
+separated by `;`; an empty cell means "not annotated".
+
+Everything is checked before training starts, and every problem is reported at once with its place.
+"""
+
+from __future__ import annotations
+
+import csv
+import math
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from difflib import get_close_matches
+from pathlib import Path
+from typing import Literal
+
+import numpy as np
+from PIL import Image
+
+Verify = Literal["header", "decode", "none"]
+COLUMNS = ("split", "image", "label", "mask", "boxes", "group")
+REQUIRED = COLUMNS[:3]
+SHOWN_PROBLEMS = 50
+
+Box = tuple[float, float, float, float]
+
+
+class DataError(ValueError):
+    """Data that cannot be used as it is; the message lists every problem with its place."""
+
+    def __init__(self, what: str, problems: Sequence[str] = ()) -> None:
+        """Join `problems` into one message headed by `what`."""
+        self.problems = list(problems)
+        shown = self.problems[:SHOWN_PROBLEMS]
+        count = f": {len(problems)} problem{'s' * (len(problems) != 1)}" if shown else ""
+        lines = [what + count]
+        lines += [f"  - {problem}" for problem in shown]
+        if len(self.problems) > len(shown):
+            lines.append(f"  ... and {len(self.problems) - len(shown)} more")
+        super().__init__("\n".join(lines))
+
+
+@dataclass(frozen=True, slots=True)
+class Record:
+    """One image and what is known of it.
+
+    Attributes:
+        image: The image file.
+        label: Class index in [0, K), or -1 where there is none (prediction).
+        masks: Mask files; their union of non-zero pixels is the foreground.
+        empty_mask: The image is known to hold no foreground (mask all background).
+        ignore: Mask file of the pixels to ignore.
+        boxes: Boxes xyxy in pixels of the original image; None: not annotated.
+        group: Patient, case or video that the image belongs to.
+        place: Where the record was read, for messages ("labels.csv, line 7").
+    """
+
+    image: Path
+    label: int
+    masks: tuple[Path, ...] = ()
+    empty_mask: bool = False
+    ignore: Path | None = None
+    boxes: tuple[Box, ...] | None = None
+    group: str = ""
+    place: str = ""
+
+    @property
+    def has_mask(self) -> bool:
+        """Whether the pixels of the image are annotated."""
+        return bool(self.masks) or self.empty_mask
+
+
+Splits = dict[str, list[Record]]
+
+
+def suggestion(name: str, names: Iterable[str]) -> str:
+    """Return ` (did you mean 'x'?)` for the nearest of `names`, or an empty string.
+
+    >>> suggestion("benin", ["benign", "malignant"])
+    " (did you mean 'benign'?)"
+    """
+    near = get_close_matches(name, list(names), n=1)
+    return f" (did you mean {near[0]!r}?)" if near else ""
+
+
+def parse_boxes(text: str) -> tuple[Box, ...]:
+    """Read `x0 y0 x1 y1[;x0 y0 x1 y1...]`, in pixels.
+
+    Raises:
+        ValueError: The text is not of this form, or a box has no extent.
+    """
+    boxes: list[Box] = []
+    for part in text.split(";"):
+        numbers = [float(number) for number in part.replace(",", " ").split()]
+        if len(numbers) != 4:
+            raise ValueError(f"a box needs four numbers 'x0 y0 x1 y1', got {part.strip()!r}")
+        if not all(map(math.isfinite, numbers)) or numbers[2] < numbers[0] or numbers[3] < numbers[1]:
+            raise ValueError(f"a box needs finite x0 <= x1 and y0 <= y1, got {part.strip()!r}")
+        boxes.append((numbers[0], numbers[1], numbers[2], numbers[3]))
+    return tuple(boxes)
+
+
+def parse_label(text: str, class_names: Sequence[str]) -> int:
+    """Turn a class name or a class number into its index.
+
+    Raises:
+        ValueError: It is neither a known name nor a number in [0, K).
+    """
+    if text in class_names:
+        return class_names.index(text)
+    if text.lstrip("-").isdigit():
+        label = int(text)
+        if 0 <= label < len(class_names):
+            return label
+        raise ValueError(
+            f"label {label} is out of range: with {len(class_names)} classes it must be in "
+            f"[0, {len(class_names) - 1}]"
+        )
+    raise ValueError(f"unknown class {text!r}{suggestion(text, class_names)}")
+
+
+def read_rows(path: Path) -> list[tuple[int, dict[str, str]]]:
+    """Read the manifest's rows with their line numbers; check its header.
+
+    Raises:
+        DataError: The file is missing, not a CSV with the required columns, or has unknown ones.
+    """
+    if not path.is_file():
+        raise DataError(f"Manifest {path}", ["the file does not exist"])
+    with path.open(newline="", encoding="utf-8-sig") as file:
+        reader = csv.DictReader(file, skipinitialspace=True)
+        header = [name.strip() for name in reader.fieldnames or ()]
+        reader.fieldnames = header
+        problems = [f"column {name!r} is missing" for name in REQUIRED if name not in header]
+        problems += [
+            f"unknown column {name!r}{suggestion(name, COLUMNS)}"
+            for name in header
+            if name not in COLUMNS
+        ]
+        if problems:
+            raise DataError(f"Manifest {path}, line 1", [*problems, f"expected: {', '.join(COLUMNS)}"])
+        rows = []
+        for row in reader:
+            # A row longer than the header leaves a list under the key None, a shorter one None.
+            cells = {k: v.strip() for k, v in row.items() if isinstance(k, str) and v is not None}
+            rows.append((reader.line_num, cells))
+    return rows
+
+
+def class_names_of(rows: Iterable[tuple[int, dict[str, str]]]) -> list[str]:
+    """Return the class names a manifest uses: sorted names, or "0".."K-1" where it has numbers."""
+    labels = {row.get("label", "") for _, row in rows} - {""}
+    if labels and all(label.lstrip("-").isdigit() for label in labels):
+        return [str(k) for k in range(max(int(label) for label in labels) + 1)]
+    return sorted(labels)
+
+
+def read_manifest(
+    path: Path, root: Path | None = None, class_names: Sequence[str] | None = None
+) -> tuple[Splits, list[str]]:
+    """Read a manifest.
+
+    Args:
+        path: The CSV file.
+        root: Folder that its paths start from; default: the manifest's own.
+        class_names: The classes in order; default: those the manifest uses, sorted.
+
+    Returns:
+        The records of every split in file order, and the class names.
+
+    Raises:
+        DataError: All bad cells at once, with their lines.
+    """
+    rows = read_rows(path)
+    root = path.parent if root is None else root
+    names = list(class_names) if class_names else class_names_of(rows)
+    splits: Splits = {}
+    problems: list[str] = []
+    for line, row in rows:
+        place = f"{path.name}, line {line}"
+        missing = [name for name in REQUIRED if not row.get(name)]
+        if missing:
+            problems.append(f"{place}: empty {', '.join(missing)}")
+            continue
+        try:
+            record = Record(
+                image=root / row["image"],
+                label=parse_label(row["label"], names),
+                masks=tuple(root / part.strip() for part in row.get("mask", "").split(";") if part),
+                boxes=parse_boxes(row["boxes"]) if row.get("boxes") else None,
+                group=row.get("group", ""),
+                place=place,
+            )
+        except ValueError as error:
+            problems.append(f"{place}: {error}")
+            continue
+        splits.setdefault(row["split"], []).append(record)
+    if problems:
+        raise DataError(f"Manifest {path}", problems)
+    return splits, names
+
+
+def validate(
+    splits: Mapping[str, Sequence[Record]],
+    class_names: Sequence[str],
+    *,
+    shared: Sequence[frozenset[str]] = (),
+    verify: Verify = "header",
+    what: str = "Data set",
+) -> None:
+    """Check every record of every split, and report all problems at once.
+
+    Checked: there is something to train on, every class occurs in `train`, labels are in range, no
+    image stands in two splits (or twice in one), files exist and are readable, masks have the size
+    of their image and boxes lie in it.
+
+    Args:
+        splits: Records by split.
+        class_names: The K classes.
+        shared: Sets of splits that may share images by protocol (GlaS: `valpx` is part of `valcl`).
+        verify: "header" opens each file and reads its size (fast), "decode" reads every pixel,
+            "none" only checks that the files exist.
+        what: Heads the message.
+
+    Raises:
+        DataError: All problems found, with their places.
+    """
+    problems = _split_problems(splits, class_names, shared)
+    records = {
+        (r.image, r.masks, r.ignore): r for records in splits.values() for r in records
+    }.values()
+    with ThreadPoolExecutor(max_workers=8) as pool:
+        for found in pool.map(lambda record: _file_problems(record, verify), records):
+            problems += found
+    if problems:
+        raise DataError(what, problems)
+
+
+def _split_problems(
+    splits: Mapping[str, Sequence[Record]],
+    class_names: Sequence[str],
+    shared: Sequence[frozenset[str]],
+) -> list[str]:
+    problems = []
+    train = splits.get("train")
+    if train is not None:
+        counts = Counter(record.label for record in train)
+        problems += [
+            f"class {name!r} (label {k}) has no training image"
+            for k, name in enumerate(class_names)
+            if not counts[k]
+        ]
+    seen: dict[Path, tuple[str, Record]] = {}
+    for split, records in splits.items():
+        if not records:
+            problems.append(f"split {split!r} is empty")
+        for record in records:
+            if split != "predict" and not 0 <= record.label < len(class_names):
+                problems.append(
+                    f"{_place(record)}: label {record.label} is out of range: with "
+                    f"{len(class_names)} classes it must be in [0, {len(class_names) - 1}]"
+                )
+            other, first = seen.setdefault(record.image, (split, record))
+            if first is record or any({split, other} <= names for names in shared):
+                continue
+            where = f"splits {other!r} and {split!r}" if other != split else f"split {split!r} twice"
+            problems.append(
+                f"{_place(record)}: {record.image.name} stands in {where}"
+                + (f" (first: {first.place})" if first.place else "")
+            )
+    return problems
+
+
+def _file_problems(record: Record, verify: Verify) -> list[str]:
+    problems: list[str] = []
+    sizes: dict[Path, tuple[int, int]] = {}
+    masks = [*record.masks, *([record.ignore] if record.ignore else [])]
+    for path in (record.image, *masks):
+        kind = "image" if path is record.image else "mask"
+        if not path.is_file():
+            problems.append(f"{_place(record)}: {kind} {path} does not exist")
+        elif verify != "none":
+            try:
+                sizes[path] = read_size(path, decode=verify == "decode")
+            except DataError as error:
+                problems.append(f"{_place(record)}: {error.problems[0]}")
+    size = sizes.get(record.image)
+    if size is None:
+        return problems
+    width, height = size
+    problems += [
+        f"{_place(record)}: mask {path.name} is {sizes[path][0]}x{sizes[path][1]} pixels, its image "
+        f"{record.image.name} is {width}x{height}"
+        for path in masks
+        if path in sizes and sizes[path] != size
+    ]
+    problems += [
+        f"{_place(record)}: box {box} leaves its image {record.image.name} of {width}x{height} pixels"
+        for box in record.boxes or ()
+        if min(box) < 0 or box[2] > width or box[3] > height
+    ]
+    return problems
+
+
+def _place(record: Record) -> str:
+    return record.place or str(record.image)
+
+
+def read_size(path: Path, *, decode: bool = False) -> tuple[int, int]:
+    """Return (width, height) of an image file, in pixels.
+
+    Raises:
+        DataError: The file cannot be read as an image.
+    """
+    try:
+        with Image.open(path) as image:
+            if decode:
+                image.load()
+            return image.size
+    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
+        raise DataError("Image", [f"{path} is not a readable image ({error})"]) from error
+
+
+def read_image(path: Path) -> np.ndarray:
+    """Read an image as (H, W, 3) uint8.
+
+    Raises:
+        DataError: The file cannot be read as an image.
+    """
+    try:
+        with Image.open(path) as image:
+            return np.asarray(image.convert("RGB"))
+    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
+        raise DataError("Image", [f"{path} is not a readable image ({error})"]) from error
+
+
+def read_mask(record: Record, shape: tuple[int, int]) -> np.ndarray:
+    """Read the mask of a record: (H, W) uint8, 1 foreground, 0 background, 255 ignored.
+
+    Foreground is the union of the non-zero pixels of all mask files; ignored are the non-zero
+    pixels of the ignore file that are not foreground (the protocol of wsolevaluation).
+    """
+    foreground = np.zeros(shape, dtype=bool)
+    for path in record.masks:
+        foreground |= _nonzero(path, shape)
+    mask = foreground.astype(np.uint8)
+    if record.ignore is not None:
+        mask[_nonzero(record.ignore, shape) & ~foreground] = 255
+    return mask
+
+
+def _nonzero(path: Path, shape: tuple[int, int]) -> np.ndarray:
+    try:
+        with Image.open(path) as image:
+            pixels = np.asarray(image)
+    except (OSError, SyntaxError, ValueError) as error:
+        raise DataError("Mask", [f"{path} is not a readable image ({error})"]) from error
+    if pixels.ndim == 3:
+        pixels = pixels[..., :3].any(axis=-1)
+    if pixels.shape != shape:
+        raise DataError(
+            "Mask",
+            [f"{path} is {pixels.shape[1]}x{pixels.shape[0]} pixels, its image {shape[1]}x{shape[0]}"],
+        )
+    return np.asarray(pixels != 0)

@@ -1,0 +1,171 @@
+"""Paired transforms of image, mask and boxes, and the normalisation that follows them.
+
+Evaluation resizes to a square without keeping the aspect and without a crop, so that ground truth
+maps by the same two factors: masks by nearest neighbour, boxes in float64, both here and not in the
+augmentation library (whose boxes go through float32). Training follows the recipe of the survey
+(arXiv 2201.02445): resize to 256 x 256, random crop of 224, flips, for histology colour jitter.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from PIL import Image
+from torch import Tensor
+
+# albumentations asks the network for its newest release at import unless told not to.
+os.environ.setdefault("NO_ALBUMENTATIONS_UPDATE", "1")
+
+import albumentations as A  # noqa: E402
+
+IMAGENET_MEAN = (0.485, 0.456, 0.406)
+IMAGENET_STD = (0.229, 0.224, 0.225)
+
+
+@dataclass
+class Sample:
+    """One image with what is annotated of it, before or after a transform.
+
+    Attributes:
+        image: (H, W, 3) uint8.
+        label: Class index, -1 for none.
+        mask: (H, W) uint8 in {0, 1, 255}, or None.
+        boxes: (n, 4) float64 xyxy in pixels of the image as it is now, or None.
+        group: Patient, case or video.
+        path: Where the image came from.
+        size: (height, width) before any resizing.
+    """
+
+    image: np.ndarray
+    label: int = -1
+    mask: np.ndarray | None = None
+    boxes: np.ndarray | None = None
+    group: str = ""
+    path: str = ""
+    size: tuple[int, int] = (0, 0)
+
+
+def resize_image(image: np.ndarray, size: tuple[int, int]) -> np.ndarray:
+    """Resize (H, W, 3) uint8 to `size` = (height, width), antialiased bilinear (Pillow)."""
+    if image.shape[:2] == size:
+        return image
+    return np.asarray(Image.fromarray(image).resize(size[::-1], Image.Resampling.BILINEAR))
+
+
+def resize_mask(mask: np.ndarray, size: tuple[int, int]) -> np.ndarray:
+    """Resize (H, W) to `size` by nearest neighbour: source index `floor(i * H / H')` in float64.
+
+    This is OpenCV's INTER_NEAREST, by which the published numbers were made.
+    """
+    if mask.shape == size:
+        return mask
+    rows, columns = (
+        np.minimum(np.floor(np.arange(new) * (old / new)).astype(np.int64), old - 1)
+        for new, old in zip(size, mask.shape, strict=True)
+    )
+    return np.asarray(mask[rows[:, None], columns])
+
+
+def resize_boxes(boxes: np.ndarray, old: tuple[int, int], new: tuple[int, int]) -> np.ndarray:
+    """Scale (n, 4) xyxy boxes from an image of size `old` to `new` (height, width), in float64."""
+    scale = np.array([new[1], new[0], new[1], new[0]], dtype=np.float64)
+    extent = np.array([old[1], old[0], old[1], old[0]], dtype=np.float64)
+    return boxes.astype(np.float64) * scale / extent
+
+
+def resize(sample: Sample, size: tuple[int, int]) -> Sample:
+    """Resize image, mask and boxes together."""
+    old = (sample.image.shape[0], sample.image.shape[1])
+    return Sample(
+        image=resize_image(sample.image, size),
+        label=sample.label,
+        mask=None if sample.mask is None else resize_mask(sample.mask, size),
+        boxes=None if sample.boxes is None else resize_boxes(sample.boxes, old, size),
+        group=sample.group,
+        path=sample.path,
+        size=sample.size,
+    )
+
+
+class Augment:
+    """Random crop, flips and colour jitter of image, mask and boxes, a pure function of a seed.
+
+    Args:
+        crop: Side of the square crop, in pixels of the resized image; None: no crop.
+        hflip: Probability of a horizontal flip, in [0, 1].
+        vflip: Probability of a vertical flip, in [0, 1].
+        color_jitter: Strengths of (brightness, contrast, saturation, hue); None: none.
+    """
+
+    def __init__(
+        self,
+        crop: int | None = 224,
+        hflip: float = 0.5,
+        vflip: float = 0.0,
+        color_jitter: Sequence[float] | None = None,
+    ) -> None:
+        steps: list[A.BasicTransform] = []
+        if crop is not None:
+            steps.append(A.RandomCrop(crop, crop))
+        if hflip:
+            steps.append(A.HorizontalFlip(p=hflip))
+        if vflip:
+            steps.append(A.VerticalFlip(p=vflip))
+        if color_jitter is not None:
+            brightness, contrast, saturation, hue = color_jitter
+            steps.append(
+                A.ColorJitter(
+                    brightness=(max(0.0, 1 - brightness), 1 + brightness),
+                    contrast=(max(0.0, 1 - contrast), 1 + contrast),
+                    saturation=(max(0.0, 1 - saturation), 1 + saturation),
+                    hue=(-hue, hue),
+                    p=1.0,
+                )
+            )
+        self.crop = crop
+        self.pipeline = A.Compose(
+            steps,
+            bbox_params=A.BboxParams(format="pascal_voc", label_fields=["box_ids"], min_area=1.0),
+        )
+
+    def __call__(self, sample: Sample, seed: int) -> Sample:
+        """Transform a sample; the same seed gives the same result.
+
+        Raises:
+            ValueError: The image is smaller than the crop.
+        """
+        height, width = sample.image.shape[:2]
+        if self.crop is not None and min(height, width) < self.crop:
+            raise ValueError(
+                f"cannot crop {self.crop}x{self.crop} from {sample.path or 'an image'} of "
+                f"{width}x{height} pixels: set train_resize >= image_size"
+            )
+        self.pipeline.set_random_seed(seed)
+        boxes = sample.boxes if sample.boxes is not None else np.zeros((0, 4))
+        arguments = {"image": sample.image, "bboxes": boxes, "box_ids": np.arange(len(boxes))}
+        if sample.mask is not None:
+            arguments["mask"] = sample.mask
+        out = self.pipeline(**arguments)
+        return Sample(
+            image=out["image"],
+            label=sample.label,
+            mask=out["mask"] if sample.mask is not None else None,
+            boxes=np.asarray(out["bboxes"], dtype=np.float64).reshape(-1, 4)
+            if sample.boxes is not None
+            else None,
+            group=sample.group,
+            path=sample.path,
+            size=sample.size,
+        )
+
+
+def normalize(image: Tensor, mean: Sequence[float], std: Sequence[float]) -> Tensor:
+    """Turn (B, C, H, W) uint8 into float32 `(x / 255 - mean) / std`, on the tensor's device."""
+    shape = (1, -1, 1, 1)
+    center = torch.tensor(mean, device=image.device).view(shape)
+    scale = torch.tensor(std, device=image.device).view(shape)
+    return (image.float() / 255 - center) / scale

@@ -1,0 +1,5 @@
+"""Encoders: timm networks with a uniform output, and the other ways to embed an input."""
+
+from wsl_zoo.encoders.timm import Encoder
+
+__all__ = ["Encoder"]

@@ -1,0 +1,413 @@
+"""What every method of the zoo shares: encoder, optimiser groups, schedules, metrics, prediction.
+
+A method is one file with one subclass of `ZooModule`. It overrides its constructor (which passes
+`**kwargs` on), `forward(batch) -> Output`, `loss(batch, output) -> dict` and, where its paper needs
+it, `param_groups`, `frozen`, `prepare_batch`, `refresh`. Everything else stands here, once.
+"""
+
+from __future__ import annotations
+
+import importlib
+import math
+from abc import ABC, abstractmethod
+from collections.abc import Iterable, Iterator, Mapping
+from pathlib import Path
+from typing import Any, ClassVar, Literal
+
+import numpy as np
+import torch
+from pytorch_lightning import LightningModule
+from pytorch_lightning.utilities.types import OptimizerLRScheduler
+from torch import Tensor, nn
+from torch.optim.lr_scheduler import LambdaLR
+
+import wsl_zoo
+from wsl_zoo.cams.normalize import normalize_map
+from wsl_zoo.data.dataset import stable_seed
+from wsl_zoo.encoders import Encoder
+from wsl_zoo.metrics.split import SplitMetrics
+from wsl_zoo.prediction import Prediction, predict_image
+from wsl_zoo.types import Batch, Output, Target
+
+BATCH_NORMS = (nn.modules.batchnorm._BatchNorm,)
+DEFAULT_THRESHOLD = 0.5
+
+
+class ZooModule(LightningModule, ABC):
+    """Base of all methods over a shared timm encoder.
+
+    Optimiser and schedule defaults are the survey's recipe (arXiv 2201.02445): SGD with Nesterov
+    momentum 0.9 and weight decay 1e-4; the head (and layer4 of a ResNet, and layers that are new
+    to a trunk) learn ten times faster; the rate decays by `gamma` every `step_size` epochs, never
+    below `min_lr`.
+
+    Args:
+        num_classes: Number K of classes (the command line takes it from the data).
+        class_names: Their names in label order; stored in checkpoints.
+        encoder: Any timm model name.
+        pretrained: Download timm's weights for it.
+        weights: Local weight file (`.safetensors`, `.pth`) to start from; read when training
+            starts, so that a trained checkpoint loads when the file is gone.
+        in_chans: Channels C of the input.
+        stride: Output stride of the encoder, 8, 16 or 32; None: its own.
+        stride_mode: "undilated" (the papers': stride removed, weights as they are) or "dilated".
+        mean: Mean of the input normalisation per channel, in [0, 1]; default: the encoder's.
+        std: Its standard deviation; default: the encoder's.
+        freeze_bn: Keep the running statistics of the encoder's batch norms as they are.
+        optimizer: "sgd" or "adamw".
+        lr: Learning rate of the trunk.
+        head_lr_factor: Factor of the rate for the head and the layers that learn with it.
+        momentum: SGD's.
+        weight_decay: Weight decay.
+        schedule: "step", "cosine" (to `min_lr` at the last epoch) or "constant"; per epoch.
+        step_size: Epochs between two decays.
+        gamma: Factor of a decay.
+        min_lr: Floor of every group's rate.
+        norm_order: Min-max of a map "before_upsample" (survey, F-CAM) or "after_upsample"
+            (wsolevaluation).
+        interpolation: How maps are brought to the size of the image: "bilinear" or "bicubic".
+        seed: Fixes what is drawn in a training step, with the epoch and the step.
+    """
+
+    needs: ClassVar[frozenset[str]] = frozenset()
+    """Annotations that training reads: "mask", "boxes". Most methods read none."""
+
+    def __init__(
+        self,
+        num_classes: int = 2,
+        class_names: list[str] | None = None,
+        encoder: str = "resnet50",
+        pretrained: bool = False,
+        weights: str | None = None,
+        in_chans: int = 3,
+        stride: int | None = None,
+        stride_mode: Literal["undilated", "dilated"] = "undilated",
+        mean: list[float] | None = None,
+        std: list[float] | None = None,
+        freeze_bn: bool = False,
+        optimizer: Literal["sgd", "adamw"] = "sgd",
+        lr: float = 0.001,
+        head_lr_factor: float = 10.0,
+        momentum: float = 0.9,
+        weight_decay: float = 1.0e-4,
+        schedule: Literal["step", "cosine", "constant"] = "step",
+        step_size: int = 15,
+        gamma: float = 0.1,
+        min_lr: float = 1.0e-6,
+        norm_order: Literal["before_upsample", "after_upsample"] = "before_upsample",
+        interpolation: Literal["bilinear", "bicubic"] = "bilinear",
+        seed: int = 0,
+    ) -> None:
+        super().__init__()
+        self.save_hyperparameters()
+        if class_names is not None and len(class_names) != num_classes:
+            raise ValueError(f"{len(class_names)} class_names for num_classes={num_classes}")
+        if num_classes < 2:
+            raise ValueError(f"num_classes={num_classes}: a classifier needs at least two")
+        self.num_classes = num_classes
+        self.class_names = class_names or [str(k) for k in range(num_classes)]
+        self.encoder = Encoder(
+            encoder, in_chans=in_chans, stride=stride, stride_mode=stride_mode, mean=mean, std=std
+        )
+        self.chosen_threshold: float | None = None
+        """Threshold of maps chosen on validation; None before one with ground truth."""
+        self.image_size: int | None = None
+        """Side of the square that images are resized to, as in training; None: as they are."""
+        self.metrics = nn.ModuleDict()
+
+    # What a method overrides -------------------------------------------------------------------
+
+    @abstractmethod
+    def forward(self, batch: Batch) -> Output:
+        """Return raw scores."""
+
+    @abstractmethod
+    def loss(self, batch: Batch, output: Output) -> dict[str, Tensor]:
+        """Return the weighted loss terms by name; the total is their sum."""
+
+    def prepare_batch(self, batch: Batch) -> Batch:
+        """Change a training batch before `forward` (mixing, erasing)."""
+        return batch
+
+    def frozen(self) -> Iterable[nn.Module]:
+        """Return submodules that are held in eval mode and not trained."""
+        return ()
+
+    def refresh(self) -> None:
+        """Renew banks and pseudo-labels; called at the start of every training epoch."""
+
+    def param_groups(self) -> list[dict[str, Any]]:
+        """Return the optimiser's groups: the trunk, and what learns `head_lr_factor` faster."""
+        boosted = {id(p) for p in self.encoder.boosted_parameters()}
+        trunk = [p for p in self.encoder.parameters() if id(p) not in boosted]
+        in_trunk = {id(p) for p in trunk}
+        fast = [p for p in self.parameters() if id(p) not in in_trunk]
+        lr = self.hparams["lr"]
+        groups = [
+            {"name": "trunk", "params": [p for p in trunk if p.requires_grad], "lr": lr},
+            {
+                "name": "head",
+                "params": [p for p in fast if p.requires_grad],
+                "lr": lr * self.hparams["head_lr_factor"],
+            },
+        ]
+        return [group for group in groups if group["params"]]
+
+    def localize(self, batch: Batch, output: Output, target: Target = "label") -> Tensor:
+        """Return the maps of the target classes, (B, H, W) in [0, 1], at the size of the image.
+
+        This is the one place where a map is activated and normalised; here: min-max per image.
+        """
+        if output.map is None:
+            raise ValueError(f"{type(self).__name__}.forward returned no map to localise with")
+        index = self.target_index(batch, output, target)
+        rows = torch.arange(len(index), device=index.device)
+        return normalize_map(
+            output.map[rows, index],
+            size=batch["image"].shape[-2:],
+            order=self.hparams["norm_order"],
+            interpolation=self.hparams["interpolation"],
+        )
+
+    # Training ----------------------------------------------------------------------------------
+
+    def setup(self, stage: str) -> None:
+        """Read start weights (new runs only), hold what is frozen, make the metrics."""
+        if stage == "fit" and self.trainer.ckpt_path is None:
+            self.load_start_weights()
+        for module in self.frozen():
+            module.requires_grad_(requires_grad=False)
+        data = getattr(self.trainer, "datamodule", None)
+        if data is not None and hasattr(data, "preprocessing"):
+            self.image_size = data.preprocessing()["image_size"]
+        if stage in {"fit", "validate"}:
+            for name in self._split_names("val"):
+                self.metrics[name] = SplitMetrics(self.num_classes)
+
+    def load_start_weights(self) -> None:
+        """Read the encoder's start weights; methods with a stage before them read its files too."""
+        if self.hparams["weights"] is not None or self.hparams["pretrained"]:
+            self.encoder.load_weights(self.hparams["weights"])
+
+    def train(self, mode: bool = True) -> ZooModule:
+        """Set the mode, holding frozen modules (and batch norms, with `freeze_bn`) in eval."""
+        super().train(mode)
+        if mode:
+            for module in self.frozen():
+                module.eval()
+            if self.hparams["freeze_bn"]:
+                for module in self.encoder.modules():
+                    if isinstance(module, BATCH_NORMS):
+                        module.eval()
+        return self
+
+    def schedules(self) -> Iterator[Any]:
+        """Yield the submodules that step once per epoch (barrier weights, sigmas, loss windows)."""
+        return (module for module in self.modules() if getattr(module, "steps_per_epoch", False))
+
+    def on_train_epoch_start(self) -> None:
+        """Renew banks and pseudo-labels."""
+        self.refresh()
+
+    def on_train_epoch_end(self) -> None:
+        """Step every schedule."""
+        for module in self.schedules():
+            module.step()
+
+    def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
+        """Return the sum of the loss terms; log each as `train/<term>`."""
+        # What a step draws depends on (seed, epoch, step, process): a resumed run equals an
+        # unbroken one, and processes differ.
+        torch.manual_seed(
+            stable_seed(self.hparams["seed"], self.current_epoch, batch_idx, self.global_rank)
+        )
+        batch = self.prepare_batch(batch)
+        terms = self.loss(batch, self(batch))
+        total = torch.stack([term.float() for term in terms.values()]).sum()
+        if not torch.isfinite(total.detach()).item():
+            values = ", ".join(f"{name}={value.item():g}" for name, value in terms.items())
+            raise FloatingPointError(
+                f"the loss is not finite at epoch {self.current_epoch}, batch {batch_idx} "
+                f"({values}): lower lr, or use precision 32"
+            )
+        size = len(batch["index"])
+        self.log_dict(
+            {f"train/{name}": value.detach() for name, value in terms.items()},
+            on_step=False,
+            on_epoch=True,
+            batch_size=size,
+        )
+        self.log("train/loss", total.detach(), prog_bar=True, on_epoch=True, batch_size=size)
+        return total
+
+    def configure_optimizers(self) -> OptimizerLRScheduler:
+        """Return the optimiser over `param_groups` and its schedule, per epoch."""
+        groups = self.param_groups()
+        h = self.hparams
+        optimizer: torch.optim.Optimizer
+        if h["optimizer"] == "adamw":
+            optimizer = torch.optim.AdamW(groups, lr=h["lr"], weight_decay=h["weight_decay"])
+        else:
+            optimizer = torch.optim.SGD(
+                groups,
+                lr=h["lr"],
+                momentum=h["momentum"],
+                weight_decay=h["weight_decay"],
+                nesterov=h["momentum"] > 0,
+            )
+        factors = [self._lr_factor(group["lr"]) for group in optimizer.param_groups]
+        scheduler = LambdaLR(optimizer, factors)
+        return {
+            "optimizer": optimizer,
+            "lr_scheduler": {"scheduler": scheduler, "interval": "epoch", "name": "lr"},
+        }
+
+    def _lr_factor(self, lr: float) -> Any:
+        schedule, gamma, step = (self.hparams[k] for k in ("schedule", "gamma", "step_size"))
+        floor = min(1.0, self.hparams["min_lr"] / lr) if lr else 1.0
+        epochs = max(1, self.trainer.max_epochs or 1)
+
+        def factor(epoch: int) -> float:
+            if schedule == "step":
+                return max(gamma ** (epoch // step), floor)
+            if schedule == "cosine":
+                progress = min(1.0, epoch / epochs)
+                return floor + (1 - floor) * 0.5 * (1 + math.cos(math.pi * progress))
+            return 1.0
+
+        return factor
+
+    # Evaluation --------------------------------------------------------------------------------
+
+    def _split_names(self, stage: str) -> list[str]:
+        data = getattr(self.trainer, "datamodule", None)
+        return data.split_names(stage) if data is not None and hasattr(data, "split_names") else [stage]
+
+    def validation_step(self, batch: Batch, batch_idx: int, dataloader_idx: int = 0) -> None:
+        """Update the metrics of the validation split."""
+        self._evaluate("val", batch, dataloader_idx)
+
+    def test_step(self, batch: Batch, batch_idx: int, dataloader_idx: int = 0) -> None:
+        """Update the metrics of the test split."""
+        self._evaluate("test", batch, dataloader_idx)
+
+    def _evaluate(self, stage: str, batch: Batch, dataloader_idx: int) -> None:
+        output = self(batch)
+        localizes = output.map is not None and ("mask" in batch or "boxes" in batch)
+        self.metrics[self._split_names(stage)[dataloader_idx]].update(
+            logits=output.logits,
+            label=batch.get("label"),
+            maps=self.localize(batch, output, "label") if localizes else None,
+            mask=batch.get("mask"),
+            boxes=batch.get("boxes"),
+            valid=batch.get("valid"),
+        )
+
+    def on_validation_epoch_end(self) -> None:
+        """Log the metrics; keep the threshold of the split that localisation is judged on."""
+        for name in self._split_names("val"):
+            values, threshold = self.metrics[name].compute()
+            if threshold is not None:
+                self.chosen_threshold = threshold
+            self._log_metrics(name, values)
+
+    def on_test_start(self) -> None:
+        """Make the metrics anew: the threshold came with the checkpoint, after `setup`."""
+        for name in self._split_names("test"):
+            metrics = SplitMetrics(self.num_classes, self.chosen_threshold)
+            self.metrics[name] = metrics.to(self.device)
+
+    def on_test_epoch_end(self) -> None:
+        """Log the metrics."""
+        for name in self._split_names("test"):
+            values, _ = self.metrics[name].compute()
+            self._log_metrics(name, values)
+
+    def _log_metrics(self, split: str, values: Mapping[str, Tensor]) -> None:
+        self.metrics[split].reset()
+        for name, value in values.items():
+            # Equal on all processes already: the metrics summed their integer states.
+            self.log(f"{split}/{name}", value.float(), prog_bar=name in {"acc", "pxap"})
+
+    def target_index(self, batch: Batch, output: Output, target: Target) -> Tensor:
+        """Return the class index (B,) whose map is meant."""
+        size, device = len(batch["image"]), batch["image"].device
+        if isinstance(target, int):
+            if not 0 <= target < self.num_classes:
+                raise ValueError(f"target={target} must be in [0, {self.num_classes - 1}]")
+            return torch.full((size,), target, dtype=torch.long, device=device)
+        if target == "label":
+            return batch["label"]
+        if target != "pred":
+            raise ValueError(f"target={target!r} must be 'label', 'pred' or a class index")
+        if output.logits is None:
+            raise ValueError("target='pred' needs logits, which this model does not return")
+        return output.logits.argmax(dim=1)
+
+    # Prediction and checkpoints ----------------------------------------------------------------
+
+    @property
+    def map_threshold(self) -> float:
+        """The threshold to use: the chosen one, else 0.5."""
+        return DEFAULT_THRESHOLD if self.chosen_threshold is None else self.chosen_threshold
+
+    def predict_step(self, batch: Batch, batch_idx: int, dataloader_idx: int = 0) -> dict[str, Any]:
+        """Return probabilities (B, K), class (B,) and map (B, H, W) of the predicted class."""
+        output = self(batch)
+        assert output.logits is not None
+        probabilities = output.logits.float().softmax(dim=1)
+        maps = self.localize(batch, output, "pred") if output.map is not None else None
+        return {
+            "probabilities": probabilities,
+            "label": probabilities.argmax(dim=1),
+            "map": maps,
+            "valid": batch.get("valid"),
+            "path": batch.get("path"),
+            "size": batch.get("size"),
+        }
+
+    def predict_image(self, image: str | Path | np.ndarray, target: Target = "pred") -> Prediction:
+        """Classify one image and show where, at its own size.
+
+        Args:
+            image: A file, or an array (H, W, 3) uint8.
+            target: Whose map: the predicted class's ("pred") or that of a class index.
+
+        Returns:
+            Class, probability, map, boxes and mask; see `Prediction`.
+        """
+        return predict_image(self, image, target)
+
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Store what `wsl_zoo.load` needs: class, version, preprocessing, threshold."""
+        checkpoint["wsl_zoo"] = {
+            "class_path": f"{type(self).__module__}.{type(self).__qualname__}",
+            "version": wsl_zoo.__version__,
+            "image_size": self.image_size,
+            "threshold": self.chosen_threshold,
+            "mean": list(self.encoder.mean),
+            "std": list(self.encoder.std),
+        }
+
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Restore preprocessing and threshold."""
+        ours = checkpoint.get("wsl_zoo", {})
+        self.image_size = ours.get("image_size")
+        self.chosen_threshold = ours.get("threshold")
+
+
+def load_checkpoint(path: Path, map_location: Any = "cpu") -> ZooModule:
+    """Load a checkpoint of any method; see `wsl_zoo.load`."""
+    if not path.is_file():
+        raise FileNotFoundError(f"there is no checkpoint {path}")
+    checkpoint = torch.load(path, map_location=map_location, weights_only=True)
+    ours = checkpoint.get("wsl_zoo") if isinstance(checkpoint, dict) else None
+    if ours is None:
+        raise ValueError(f"{path} is not a checkpoint of wsl_zoo")
+    module_name, _, class_name = ours["class_path"].rpartition(".")
+    method = getattr(importlib.import_module(module_name), class_name)
+    hparams = dict(checkpoint["hyper_parameters"])
+    model: ZooModule = method(**{k: v for k, v in hparams.items() if not k.startswith("_")})
+    model.load_state_dict(checkpoint["state_dict"])
+    model.on_load_checkpoint(checkpoint)
+    return model.eval()

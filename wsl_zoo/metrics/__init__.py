@@ -1,0 +1,24 @@
+"""Metrics of weakly-supervised learning as torchmetrics: tensors in, fractions in [0, 1] out.
+
+Localisation metrics keep integer counters only, so memory does not grow with the data set and a
+value on several processes equals the value on one, bit for bit, as long as padded duplicates are
+marked `valid=False`.
+"""
+
+from wsl_zoo.metrics.boxes import BoxLocalization, MaxBoxAcc, MaxBoxAccV2, boxes_from_map
+from wsl_zoo.metrics.dice import DiceAtThreshold, ImageDice, MeanIoUAtThreshold
+from wsl_zoo.metrics.pixels import PeakIoU, PixelCurve, Prevalence, PxAP
+
+__all__ = [
+    "BoxLocalization",
+    "DiceAtThreshold",
+    "ImageDice",
+    "MaxBoxAcc",
+    "MaxBoxAccV2",
+    "MeanIoUAtThreshold",
+    "PeakIoU",
+    "PixelCurve",
+    "Prevalence",
+    "PxAP",
+    "boxes_from_map",
+]

@@ -1,0 +1,124 @@
+"""One image in, class and place out: what `model.predict_image` and `wsl-zoo predict` return."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from wsl_zoo.data.manifest import read_image
+from wsl_zoo.data.transforms import normalize, resize_image
+from wsl_zoo.metrics import boxes_from_map
+from wsl_zoo.types import Batch, Target
+
+
+@dataclass(frozen=True)
+class Prediction:
+    """What a model says of one image.
+
+    Attributes:
+        label: Class index.
+        class_name: Its name.
+        probability: Its probability, in [0, 1].
+        probabilities: (K,) float32, of all classes.
+        map: (H, W) float32 in [0, 1] at the size of the image; None for models without maps.
+        mask: (H, W) bool, `map >= threshold`.
+        boxes: (n, 4) int64 xyxy in pixels, of all contours of the map at the threshold.
+        threshold: The threshold chosen on validation (0.5 if there was no ground truth).
+    """
+
+    label: int
+    class_name: str
+    probability: float
+    probabilities: np.ndarray
+    map: np.ndarray | None
+    mask: np.ndarray | None
+    boxes: np.ndarray | None
+    threshold: float
+
+
+def resize_map(score_map: Tensor, size: tuple[int, int]) -> Tensor:
+    """Resize (H, W) in [0, 1] to `size` = (height, width), bilinear, as float32."""
+    resized = F.interpolate(score_map.float()[None, None], size, mode="bilinear")
+    return resized[0, 0].clamp(0, 1)
+
+
+def to_prediction(
+    probabilities: Tensor,
+    label: int,
+    score_map: Tensor | None,
+    size: tuple[int, int],
+    class_names: list[str],
+    threshold: float,
+) -> Prediction:
+    """Bring one image's scores to its own size and read boxes and mask off the map.
+
+    Args:
+        probabilities: (K,).
+        label: The class whose map it is.
+        score_map: (H', W') in [0, 1] at the network's size, or None.
+        size: (height, width) of the image.
+        class_names: The K names.
+        threshold: Of the map, in [0, 1].
+    """
+    full = None if score_map is None else resize_map(score_map, size).cpu()
+    return Prediction(
+        label=label,
+        class_name=class_names[label],
+        probability=float(probabilities[label]),
+        probabilities=probabilities.float().cpu().numpy(),
+        map=None if full is None else full.numpy(),
+        mask=None if full is None else (full >= threshold).numpy(),
+        boxes=None
+        if full is None
+        else boxes_from_map(full, min(max(threshold, 0.0), 1.0), contours="all").numpy(),
+        threshold=threshold,
+    )
+
+
+def as_rgb(image: str | Path | np.ndarray) -> np.ndarray:
+    """Return (H, W, 3) uint8 of a file or an array.
+
+    Raises:
+        DataError: The file is not a readable image.
+        TypeError: The array is not (H, W, 3) uint8.
+    """
+    if isinstance(image, str | Path):
+        return read_image(Path(image))
+    if image.ndim != 3 or image.shape[2] != 3 or image.dtype != np.uint8:
+        raise TypeError(
+            f"an image array must be (H, W, 3) uint8 RGB, got {image.shape} {image.dtype}"
+        )
+    return image
+
+
+def predict_image(model: Any, image: str | Path | np.ndarray, target: Target) -> Prediction:
+    """Run one image through a method as evaluation would; mode and gradients stay as they were."""
+    pixels = as_rgb(image)
+    size = (pixels.shape[0], pixels.shape[1])
+    side = model.image_size
+    resized = resize_image(pixels, (side, side)) if side else pixels
+    raw = torch.from_numpy(np.ascontiguousarray(resized.transpose(2, 0, 1)))[None].to(model.device)
+    batch: Batch = {
+        "index": torch.zeros(1, dtype=torch.long, device=model.device),
+        "image": normalize(raw, model.encoder.mean, model.encoder.std),
+        "raw": raw,
+    }
+    training = model.training
+    model.eval()
+    try:
+        with torch.no_grad():
+            output = model(batch)
+            probabilities = output.logits.float().softmax(dim=1)[0]
+            label = int(target) if isinstance(target, int) else int(probabilities.argmax())
+            maps = None if output.map is None else model.localize(batch, output, label)[0]
+    finally:
+        model.train(training)
+    return to_prediction(
+        probabilities, label, maps, size, model.class_names, model.map_threshold
+    )

@@ -1,0 +1,149 @@
+"""Grids of runs as data: method x seed x fold, each a plain `wsl-zoo fit`, resumable.
+
+    output: runs/glas_cv
+    config: cam/glas_small            # fit config of every run
+    seeds: [0, 1, 2]
+    folds: [0, 1, 2, 3, 4]            # optional: --data.fold
+    methods:                          # name -> options on top of the config
+      CAM: {}
+      GAP: {model.head: gap}
+
+A run that finished is skipped, one that was killed goes on from its last checkpoint, one that was
+run with other options is refused. Further command-line arguments go to every run.
+"""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from difflib import get_close_matches
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from wsl_zoo import reports
+
+KEYS = ("output", "config", "seeds", "folds", "methods")
+
+
+@dataclass(frozen=True)
+class Job:
+    """One run of a grid.
+
+    Attributes:
+        folder: Its run folder.
+        cells: What tells it apart: method, seed, fold.
+        args: Arguments of its `fit`.
+    """
+
+    folder: Path
+    cells: dict[str, Any]
+    args: list[str]
+
+
+def read_grid(path: Path, extra: Sequence[str] = ()) -> list[Job]:
+    """Return the runs of a grid file.
+
+    Args:
+        path: The YAML file.
+        extra: Arguments for every run.
+
+    Raises:
+        ValueError: Unknown or missing keys.
+    """
+    text = path.read_text(encoding="utf-8")
+    grid = yaml.safe_load(text)
+    if not isinstance(grid, dict):
+        raise ValueError(f"{path}: expected the keys {', '.join(KEYS)}")
+    for key in grid:
+        if key not in KEYS:
+            near = get_close_matches(str(key), KEYS, n=1)
+            hint = f"did you mean {near[0]!r}?" if near else f"keys: {', '.join(KEYS)}"
+            raise ValueError(f"{path}: unknown key {key!r}; {hint}")
+    for key in ("output", "methods"):
+        if not grid.get(key):
+            raise ValueError(f"{path}: the key {key!r} is missing")
+    return list(_jobs(path, grid, extra))
+
+
+def _jobs(path: Path, grid: Mapping[str, Any], extra: Sequence[str]) -> Iterator[Job]:
+    for method, options in grid["methods"].items():
+        settings = {"config": grid.get("config"), **(options or {})}
+        config = settings.pop("config")
+        if config is None:
+            raise ValueError(f"{path}: method {method!r} has no config")
+        for fold in grid.get("folds") or [None]:
+            for seed in grid.get("seeds") or [0]:
+                cells = {"method": method, "seed": seed}
+                args = ["--config", str(config), "--seed_everything", str(seed)]
+                if fold is not None:
+                    cells["fold"] = fold
+                    args += ["--data.fold", str(fold)]
+                for key, value in settings.items():
+                    text = value if isinstance(value, str) else json.dumps(value)
+                    args += [f"--{key}", text]
+                parts = [str(method), *(f"{k}{v}" for k, v in cells.items() if k != "method")]
+                folder = Path(grid["output"], *parts)
+                yield Job(folder, cells, [*args, *extra])
+
+
+def execute(job: Job) -> bool:
+    """Run a job unless it is finished; return whether it ran.
+
+    Raises:
+        RuntimeError: The run failed; a later call resumes it.
+        ValueError: The folder holds a run with other arguments.
+    """
+    record = job.folder / reports.JOB
+    state = {"cells": job.cells, "args": job.args, "finished": False}
+    if record.is_file():
+        before = json.loads(record.read_text(encoding="utf-8"))
+        if before["args"] != job.args:
+            raise ValueError(
+                f"{job.folder} was run with other arguments:\n  then: {' '.join(before['args'])}\n"
+                f"  now:  {' '.join(job.args)}\nChoose another output, or remove the folder."
+            )
+        if before["finished"]:
+            return False
+    job.folder.mkdir(parents=True, exist_ok=True)
+    _write(record, state)
+    command = [sys.executable, "-m", "wsl_zoo", "fit", *job.args]
+    command += ["--run_dir", str(job.folder), "--then_test", "true"]
+    last = job.folder / "checkpoints" / "last.ckpt"
+    if last.is_file():
+        command += ["--ckpt_path", str(last)]
+    log = job.folder / "log.txt"
+    with log.open("a", encoding="utf-8") as file:
+        done = subprocess.run(command, stdout=file, stderr=subprocess.STDOUT, check=False)
+    if done.returncode:
+        tail = "\n".join(log.read_text(encoding="utf-8", errors="replace").splitlines()[-15:])
+        raise RuntimeError(f"{job.folder} failed (exit {done.returncode}); {log} ends:\n{tail}")
+    _write(record, state | {"finished": True})
+    return True
+
+
+def _write(path: Path, value: Mapping[str, Any]) -> None:
+    partial = path.with_name(f".{path.name}.partial")
+    partial.write_text(json.dumps(value, indent=1), encoding="utf-8")
+    partial.replace(path)
+
+
+def run(args: Sequence[str]) -> None:
+    """Run `wsl-zoo run GRID.yaml [arguments of every fit]` and print the table."""
+    if not args or args[0].startswith("-"):
+        raise ValueError("usage: wsl-zoo run GRID.yaml [--data.root DIR ...]")
+    from wsl_zoo.catalogue import config_path
+
+    jobs = read_grid(config_path(args[0]), args[1:])
+    for i, job in enumerate(jobs, start=1):
+        print(f"[{i}/{len(jobs)}] {job.folder}", flush=True)
+        if not execute(job):
+            print("  finished before", flush=True)
+    root = Path(yaml.safe_load(config_path(args[0]).read_text(encoding="utf-8"))["output"])
+    table, summary = reports.write_tables(root)
+    frame = reports.summarize(reports.collect(root))
+    reports.print_frame(frame, "Mean ± standard deviation, %", f"written: {table}, {summary}")

@@ -1,0 +1,172 @@
+"""Tables: of one test, and of a folder of runs (mean and standard deviation over seeds and folds)."""
+
+from __future__ import annotations
+
+import csv
+import json
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from rich.console import Console
+from rich.table import Table
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+RESULTS = "results.jsonl"
+JOB = "job.json"
+
+TITLES = {
+    "acc": "accuracy",
+    "balanced_acc": "balanced accuracy",
+    "top5_acc": "top-5 accuracy",
+    "pxap": "PxAP",
+    "prevalence": "prevalence (PxAP of a constant map)",
+    "peak_iou": "peak IoU",
+    "dice": "Dice (validation threshold)",
+    "dice_bg": "background Dice (validation threshold)",
+    "image_dice": "Dice per image (validation threshold)",
+    "dice_oracle": "Dice (best threshold)",
+    "dice_bg_oracle": "background Dice (best threshold)",
+    "maxboxacc": "MaxBoxAcc",
+    "maxboxacc_v2": "MaxBoxAccV2",
+    "top1_loc": "top-1 localisation",
+}
+
+
+def title_of(metric: str) -> str:
+    """Return the heading of a metric."""
+    return TITLES.get(metric, metric.replace("_", " "))
+
+
+def percent(value: float) -> str:
+    """Format a fraction as percent with two decimals."""
+    return f"{100 * value:.2f}"
+
+
+def results_table(
+    columns: Mapping[str, Mapping[str, float]], caption: str | None = None
+) -> Table:
+    """Return a table with one row per metric and one column per entry, in percent.
+
+    Args:
+        columns: Column title -> {"split/metric": fraction}.
+        caption: A line under the table.
+    """
+    table = Table(title="Results, %", caption=caption, title_justify="left")
+    table.add_column("metric")
+    for name in columns:
+        table.add_column(name, justify="right")
+    rows = list(dict.fromkeys(key for values in columns.values() for key in values))
+    order = {name: i for i, name in enumerate(TITLES)}
+    rows.sort(key=lambda key: (key.partition("/")[0], order.get(key.partition("/")[2], len(order))))
+    for key in rows:
+        split, _, metric = key.partition("/")
+        cells = [percent(v[key]) if key in v else "" for v in columns.values()]
+        table.add_row(f"{split}: {title_of(metric)}", *cells)
+    return table
+
+
+def print_results(columns: Mapping[str, Mapping[str, float]], caption: str | None = None) -> None:
+    """Print `results_table`."""
+    Console().print(results_table(columns, caption))
+
+
+def append_result(folder: Path, row: Mapping[str, Any]) -> Path:
+    """Append one result to `results.jsonl` of a run's folder."""
+    folder.mkdir(parents=True, exist_ok=True)
+    path = folder / RESULTS
+    with path.open("a", encoding="utf-8") as file:
+        file.write(json.dumps(row) + "\n")
+    return path
+
+
+def read_results(folder: Path) -> list[dict[str, Any]]:
+    """Return the results of one run; of equal checkpoints the newest."""
+    path = folder / RESULTS
+    rows = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines() if line]
+    return list({row["checkpoint"]: row for row in rows}.values())
+
+
+def collect(root: Path) -> pd.DataFrame:
+    """Read all results below a folder, one row per run and checkpoint.
+
+    Raises:
+        FileNotFoundError: There are none.
+    """
+    import pandas as pd
+
+    rows = []
+    for path in sorted(root.rglob(RESULTS)):
+        job_file = path.parent / JOB
+        job = json.loads(job_file.read_text(encoding="utf-8")) if job_file.is_file() else {}
+        cells = job.get("cells", {"method": path.parent.relative_to(root).as_posix()})
+        for row in read_results(path.parent):
+            rows.append({**cells, "checkpoint": row["checkpoint"], **row["metrics"]})
+    if not rows:
+        raise FileNotFoundError(f"no {RESULTS} below {root}: run `wsl-zoo test` or `wsl-zoo run` first")
+    return pd.DataFrame(rows)
+
+
+def summarize(frame: pd.DataFrame, over: Sequence[str] = ("seed", "fold")) -> pd.DataFrame:
+    """Return mean, standard deviation (n - 1) and number of runs over seeds and folds.
+
+    One row per combination of the other columns; a column per metric, "mean ± sd" in percent.
+    """
+    import pandas as pd
+
+    metrics = [column for column in frame.columns if "/" in column]
+    keys = [c for c in frame.columns if c not in metrics and c not in over]
+    rows = []
+    for values, group in frame.groupby(keys, sort=False, dropna=False):
+        row: dict[str, Any] = dict(zip(keys, values, strict=True))
+        row["runs"] = len(group)
+        for metric in metrics:
+            seen = group[metric].dropna()
+            if len(seen):
+                spread = f" ± {percent(float(seen.std()))}" if len(seen) > 1 else ""
+                row[metric] = percent(float(seen.mean())) + spread
+        rows.append(row)
+    return pd.DataFrame(rows).fillna("")
+
+
+def to_markdown(frame: pd.DataFrame) -> str:
+    """Format a frame as a Markdown table."""
+    lines = ["| " + " | ".join(map(str, frame.columns)) + " |", "|" + "---|" * len(frame.columns)]
+    lines += ["| " + " | ".join(map(str, row)) + " |" for row in frame.itertuples(index=False)]
+    return "\n".join(lines) + "\n"
+
+
+def write_tables(root: Path) -> tuple[Path, Path]:
+    """Write `results.csv` (every run) and `summary.md` (mean ± sd) into a folder of runs."""
+    frame = collect(root)
+    table = root / "results.csv"
+    frame.to_csv(table, index=False, quoting=csv.QUOTE_MINIMAL)
+    summary = root / "summary.md"
+    summary.write_text(to_markdown(summarize(frame)), encoding="utf-8")
+    return table, summary
+
+
+def print_frame(frame: pd.DataFrame, title: str, caption: str | None = None) -> None:
+    """Print a frame as a table."""
+    table = Table(title=title, caption=caption, title_justify="left")
+    for column in frame.columns:
+        table.add_column(str(column))
+    for row in frame.itertuples(index=False):
+        table.add_row(*map(str, row))
+    Console().print(table)
+
+
+def print_entries(entries: Iterable[Any], kind: str) -> None:
+    """Print a listing of the catalogue."""
+    rows = list(entries)
+    table = Table(title=kind, title_justify="left", show_lines=False)
+    papers = any(entry.paper for entry in rows)
+    for column in ("name", "what", *(["paper"] if papers else []), "file"):
+        table.add_column(column)
+    for entry in rows:
+        table.add_row(
+            entry.name, entry.summary, *([entry.paper] if papers else []), entry.file
+        )
+    Console().print(table)
