@@ -14,7 +14,8 @@ PACKAGE = Path(__file__).resolve().parents[1] / "wsl_zoo"
 
 MIDDLE = {"data", "encoders", "heads", "cams", "networks", "losses", "metrics"}
 OUTER = {"protocols", "callbacks", "reports", "export", "hub"}  # and cli, above them
-INNER = {"types", "catalogue"} | MIDDLE
+INNER = {"types"} | MIDDLE
+BELOW_CLI = INNER | {"prediction", "methods"} | OUTER
 
 # Part of the package -> the parts that it may import besides itself and `catalogue`.
 ALLOWED: dict[str, set[str]] = {
@@ -23,11 +24,12 @@ ALLOWED: dict[str, set[str]] = {
     **{part: {"types"} for part in MIDDLE},
     "networks": {"types", "heads"},
     "pictures": {"types", "metrics"},
-    "methods": INNER,
-    **{part: INNER | OUTER | {"methods"} for part in OUTER},
-    "cli": INNER | OUTER | {"methods"},
-    "__init__": INNER | OUTER | {"methods", "cli"},
-    "__main__": INNER | OUTER | {"methods", "cli", "__init__"},
+    "prediction": INNER,
+    "methods": INNER | {"prediction"},
+    **{part: BELOW_CLI for part in OUTER},
+    "cli": BELOW_CLI,
+    "__init__": BELOW_CLI | {"cli"},
+    "__main__": BELOW_CLI | {"cli", "__init__"},
 }
 MAY_DRAW = {"callbacks", "reports", "cli", "methods/base.py"}  # who may import `pictures`
 

@@ -48,10 +48,7 @@ def _table(args: Sequence[str]) -> None:
 
     if len(args) != 1:
         raise ValueError("usage: wsl-zoo table DIR")
-    root = Path(args[0])
-    table, summary = reports.write_tables(root)
-    frame = reports.summarize(reports.collect(root))
-    reports.print_frame(frame, "Mean ± standard deviation, %", f"written: {table}, {summary}")
+    reports.print_summary(Path(args[0]))
 
 
 def dispatch(args: Sequence[str]) -> None:

@@ -8,7 +8,9 @@
 
 from __future__ import annotations
 
+import inspect
 import json
+import logging
 import re
 import sys
 import warnings
@@ -26,26 +28,57 @@ from pytorch_lightning.loggers import CSVLogger, Logger, WandbLogger
 from pytorch_lightning.utilities.rank_zero import rank_zero_only
 
 import wsl_zoo.methods  # noqa: F401  (so that class names need no module path)
-from wsl_zoo import reports
+from wsl_zoo import catalogue, reports
 from wsl_zoo.callbacks import BestCheckpoint, LastCheckpoint, MapWriter, PanelWriter, ResultWriter
-from wsl_zoo.catalogue import config_path
 from wsl_zoo.data import ZooDataModule
 from wsl_zoo.methods.base import ZooModule
 
 ROOT = "runs"
-UNKNOWN_KEY = re.compile(r"(?:Key|Unrecognized arguments:|Option) ?'?-*([\w.]+)")
+UNKNOWN_KEY = re.compile(r"option '([\w.]+)'", re.IGNORECASE)
+UNKNOWN_CLASS = re.compile(r"has no attribute '(\w+)'")
+SILENCED = (
+    ".*does not have many workers.*",  # small data on few cores: loading in the main process is right
+    ".*smaller than the logging interval.*",
+    ".*LeafSpec.*",  # between Lightning and torch
+    ".*Checkpoint directory .* exists and is not empty.*",  # a resumed run continues in its folder
+    ".*lightning_logs.*|.*Experiment logs directory.*exists and is not empty.*",
+)
+OPTIONS = ("config", "model", "data", "trainer", "ckpt_path", "seed_everything", "run_dir", "wandb",
+           "then_test", "last", "panels", "maps", "class_path", "init_args")  # fmt: skip
 
 
 class ZooParser(LightningArgumentParser):
-    """Parser whose message on an unknown key names the nearest right one."""
+    """Parser whose message on an unknown key or class names the nearest right one."""
 
     def error(self, message: str, ex: Exception | None = None) -> NoReturn:
         """Print the message with a suggestion and exit with status 2."""
-        print(f"error: {message.strip()}{self._hint(message)}", file=sys.stderr)
+        print(f"error: {message.strip()}{hint(message)}", file=sys.stderr)
         raise SystemExit(2)
 
-    def _hint(self, message: str) -> str:
+
+def hint(message: str) -> str:
+    """Return a line naming what a message on an unknown key or class most likely meant, or ""."""
+    if found := UNKNOWN_CLASS.search(message):
+        known = [entry.name for kind in ("methods", "data") for entry in catalogue.entries(kind)]
+        wrong = [found[1]]
+    elif found := UNKNOWN_KEY.search(message):
+        known = [*OPTIONS, *_parameters()]
+        wrong = [part for part in found[1].split(".") if part not in known]
+    else:
         return ""
+    near = [name for part in wrong for name in get_close_matches(part, known, n=1, cutoff=0.5)]
+    return f"\nDid you mean {near[0]!r}?" if near else ""
+
+
+def _parameters() -> set[str]:
+    """Return the names of all parameters of methods, data modules and the trainer."""
+    classes: list[type] = [Trainer]
+    for base in (ZooModule, ZooDataModule):
+        queue: list[type] = [base]
+        while queue:
+            classes.append(queue.pop())
+            queue += classes[-1].__subclasses__()
+    return {name for c in classes for name in inspect.signature(c).parameters} - {"self", "kwargs"}
 
 
 class SaveConfig(SaveConfigCallback):
@@ -260,7 +293,7 @@ def complete(command: str, args: Sequence[str]) -> tuple[list[str], str]:
             elif value.lstrip().startswith("{"):
                 out += ["--config", value]
             else:
-                path = config_path(value)
+                path = catalogue.config_path(value)
                 name = f"{path.parent.name}_{path.stem}" if path.parent.name else path.stem
                 out += ["--config", str(path)]
         else:
@@ -288,11 +321,16 @@ def command_line(args: Sequence[str]) -> Iterator[None]:
 def run_trainer(command: str, args: Sequence[str]) -> ZooCLI:
     """Run one of the trainer commands; return the CLI with its trainer, model and data."""
     full, name = complete(command, args)
+    logging.getLogger("pytorch_lightning").addFilter(_no_advertisement)
+    logging.getLogger("pytorch_lightning.utilities.rank_zero").addFilter(_no_advertisement)
     with command_line(full), warnings.catch_warnings():
-        # Small data sets on few cores: loading in the main process is the right choice there.
-        warnings.filterwarnings("ignore", message=".*does not have many workers.*")
-        warnings.filterwarnings("ignore", message=".*smaller than the logging interval.*")
+        for message in SILENCED:
+            warnings.filterwarnings("ignore", message=message)
         return ZooCLI(name)
+
+
+def _no_advertisement(record: logging.LogRecord) -> bool:
+    return "litlogger" not in record.getMessage()
 
 
 def demo(args: Sequence[str] = ()) -> ZooCLI:

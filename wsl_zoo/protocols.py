@@ -35,11 +35,13 @@ class Job:
     """One run of a grid.
 
     Attributes:
-        folder: Its run folder.
+        root: The grid's output folder.
+        folder: Its run folder below that.
         cells: What tells it apart: method, seed, fold.
         args: Arguments of its `fit`.
     """
 
+    root: Path
     folder: Path
     cells: dict[str, Any]
     args: list[str]
@@ -87,8 +89,8 @@ def _jobs(path: Path, grid: Mapping[str, Any], extra: Sequence[str]) -> Iterator
                     text = value if isinstance(value, str) else json.dumps(value)
                     args += [f"--{key}", text]
                 parts = [str(method), *(f"{k}{v}" for k, v in cells.items() if k != "method")]
-                folder = Path(grid["output"], *parts)
-                yield Job(folder, cells, [*args, *extra])
+                root = Path(grid["output"])
+                yield Job(root, root.joinpath(*parts), cells, [*args, *extra])
 
 
 def execute(job: Job) -> bool:
@@ -139,11 +141,19 @@ def run(args: Sequence[str]) -> None:
     from wsl_zoo.catalogue import config_path
 
     jobs = read_grid(config_path(args[0]), args[1:])
+    failed: list[str] = []
     for i, job in enumerate(jobs, start=1):
         print(f"[{i}/{len(jobs)}] {job.folder}", flush=True)
-        if not execute(job):
-            print("  finished before", flush=True)
-    root = Path(yaml.safe_load(config_path(args[0]).read_text(encoding="utf-8"))["output"])
-    table, summary = reports.write_tables(root)
-    frame = reports.summarize(reports.collect(root))
-    reports.print_frame(frame, "Mean ± standard deviation, %", f"written: {table}, {summary}")
+        try:
+            if not execute(job):
+                print("  finished before", flush=True)
+        except RuntimeError as error:  # the other runs do not depend on it
+            print(f"  {error}", file=sys.stderr, flush=True)
+            failed.append(str(job.folder))
+    if len(failed) < len(jobs):
+        reports.print_summary(jobs[0].root)
+    if failed:
+        raise RuntimeError(
+            f"{len(failed)} of {len(jobs)} runs failed: {', '.join(failed)}; the same command "
+            "resumes them"
+        )

@@ -158,6 +158,13 @@ def print_frame(frame: pd.DataFrame, title: str, caption: str | None = None) -> 
     Console().print(table)
 
 
+def print_summary(root: Path) -> None:
+    """Write the tables of a folder of runs and print the summary."""
+    table, summary = write_tables(root)
+    frame = summarize(collect(root))
+    print_frame(frame, "Mean ± standard deviation, %", f"written: {table}, {summary}")
+
+
 def print_entries(entries: Iterable[Any], kind: str) -> None:
     """Print a listing of the catalogue."""
     rows = list(entries)

@@ -251,6 +251,14 @@ def test_topk_counts_boxes_of_right_classes():
     assert {k: v.item() for k, v in metric.topk_accuracy().items()} == {1: 0.25, 2: 0.75}
 
 
+def test_equal_logits_rank_by_class():
+    metric = MaxBoxAcc(topk=(1, 600))
+    box = [torch.tensor([[10.0, 10.0, 20.0, 20.0]])] * 3
+    logits = torch.arange(1000).remainder(2).float().expand(3, -1)  # odd classes come first
+    metric.update(blob().repeat(3, 1, 1), box, logits, torch.tensor([1, 198, 200]))
+    assert [v.item() for v in metric.topk_accuracy().values()] == [1 / 3, 2 / 3]
+
+
 def test_topk_is_nested_at_every_threshold():
     torch.manual_seed(3)
     scores = torch.nn.functional.avg_pool2d(torch.rand(12, 24, 24), 5, 1, 2)

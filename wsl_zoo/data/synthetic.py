@@ -51,7 +51,7 @@ _TEXTURES: dict[str, Callable[[Field, Field], Field]] = {
     # three plane waves at 60 degrees make round spots on a hexagonal lattice
     "dots": lambda u, v: _cos(u) + _cos(u / 2 + 0.866 * v) + _cos(u / 2 - 0.866 * v),
     "checks": lambda u, v: np.clip(3 * _cos(u / 2) * _cos(v / 2), -1, 1),
-    "rings": lambda u, v: _cos(3 * np.hypot(_saw(u / 2), _saw(v / 2))),
+    "rings": lambda u, v: _cos(2.5 * np.hypot(_saw(u / 1.6), _saw(v / 1.6))),
     "waves": lambda u, v: _cos(u + 2 * _saw(v / 2)),
     "mesh": lambda u, v: np.maximum(_cos(u), _cos(v)),
     "bricks": lambda u, v: np.clip(6 * np.maximum(_cos(v), _cos((u + np.floor(v)) / 2)) - 4, -1, 1),

@@ -14,7 +14,7 @@ is offered for both forms beside the papers' 8.
 import difflib
 import pickle
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -97,23 +97,27 @@ def trunk_names(model: nn.Module) -> tuple[str, ...]:
     return TRUNKS.get(family(model) or "", ())
 
 
-def chain(model: nn.Module) -> list[Step]:
+def chain(model: nn.Module, names: Iterable[str] | None = None) -> list[Step]:
     """The trunk as named steps; applying all of them in order is timm's `forward_features`.
 
     Args:
         model: A timm network.
+        names: Modules whose ends must be ends of steps. A stage is taken apart only where one of
+            these lies inside it, so that forward hooks on whole stages fire. None: the finest
+            steps.
 
     Returns:
         `(name, function)` pairs, names as in `named_modules`; empty where the family has no
         known chain.
     """
     steps: list[Step] = []
+    names = None if names is None else tuple(names)
     for name in trunk_names(model):
         module = getattr(model, name)
         if name == "patch_embed" and hasattr(model, "_pos_embed"):
             steps.append((name, _token_embedding(model)))
         else:
-            steps.extend(_expand(name, module))
+            steps.extend(_expand(name, module, names))
     return steps
 
 
@@ -125,14 +129,16 @@ def _token_embedding(model: Any) -> Callable[[Tensor], Tensor]:
     return embed
 
 
-def _expand(name: str, module: nn.Module) -> list[Step]:
+def _expand(name: str, module: nn.Module, names: tuple[str, ...] | None) -> list[Step]:
+    if names is not None and not any(wanted.startswith(f"{name}.") for wanted in names):
+        return [(name, module)]
     if isinstance(module, nn.Sequential) and type(module).forward is nn.Sequential.forward:
         children = list(module.named_children())
     elif type(module).__name__ in DOWNSAMPLE_THEN_BLOCKS:
         children = [(key, module.get_submodule(key)) for key in ("downsample", "blocks")]
     else:
         return [(name, module)]
-    return [step for key, child in children for step in _expand(f"{name}.{key}", child)]
+    return [step for key, child in children for step in _expand(f"{name}.{key}", child, names)]
 
 
 def remove_unused(model: nn.Module) -> set[str]:

@@ -27,7 +27,7 @@ import torch
 from torch import Tensor, nn
 
 from wsl_zoo.encoders import surgery
-from wsl_zoo.encoders.surgery import Step, Tap
+from wsl_zoo.encoders.surgery import Tap
 
 # How timm is asked to take images of another size than the network's own.
 ANY_SIZE = {
@@ -145,7 +145,7 @@ class Encoder(nn.Module):
             state = {key: value for key, value in source.state_dict().items() if key in own}
             self.model.load_state_dict(state, strict=False)
         else:
-            path = Path(weights)
+            path = Path(weights).expanduser()
             surgery.load_weights(self.model, path, self.in_chans, self._removed, self._new_layers)
 
     def forward(self, image: Tensor, levels: bool = True) -> tuple[Tensor, list[Tensor]]:
@@ -164,17 +164,17 @@ class Encoder(nn.Module):
         """
         self._check(image)
         size = (image.shape[-2], image.shape[-1])
-        steps = surgery.chain(self.model)
+        ends = self._modules_of_levels if levels else []
+        steps = surgery.chain(self.model, ends)
         if not steps:
             return self._forward_unknown(image, levels, size)
-        taken: dict[int, Tensor] = {}
-        ends = {_end_of(steps, name): i for i, name in enumerate(self._modules_of_levels)}
+        taken: list[Tensor] = []
         x = image
-        for position, (_, step) in enumerate(steps):
+        for name, step in steps:
             x = step(x)
-            if levels and position in ends:
-                taken[ends[position]] = self._to_map(x, size)[0]
-        return self._to_map(x, size)[0], [taken[i] for i in sorted(taken)]
+            if name in ends:
+                taken.append(self._to_map(x, size)[0])
+        return self._to_map(x, size)[0], taken
 
     def final(self, image: Tensor) -> Tensor:
         """Only the final map `(B, final_channels, h, w)`, without keeping the pyramid."""
@@ -201,15 +201,19 @@ class Encoder(nn.Module):
         """
         self._check(image)
         size = (image.shape[-2], image.shape[-1])
-        steps = surgery.chain(self.model)
         if layer == -1 or layer == len(self.channels):
             return self.final(image), _identity
+        name = self._layer_name(layer)
+        steps = surgery.chain(self.model, [name])
         if not steps:
             raise ValueError(
                 f"{self.name} cannot be split at an inner layer, only at layer=-1. "
                 f"Families that can: {', '.join(sorted(surgery.TRUNKS))}."
             )
-        end = _end_of(steps, self._layer_name(layer)) + 1
+        if name not in dict(steps):
+            near = difflib.get_close_matches(name, self.layers(), n=3, cutoff=0.3)
+            raise ValueError(f"no layer {name!r} to split at; near: {near}; all: {self.layers()}.")
+        end = [key for key, _ in steps].index(name) + 1
         x = image
         for _, step in steps[:end]:
             x = step(x)
@@ -224,7 +228,10 @@ class Encoder(nn.Module):
         return activation, rest
 
     def layers(self) -> list[str]:
-        """Names that `split` takes, shallow to deep; empty where only `layer=-1` is possible."""
+        """The finest names that `split` takes, shallow to deep, beside those of whole stages.
+
+        Empty where only `layer=-1` is possible.
+        """
         return [name for name, _ in surgery.chain(self.model)]
 
     def boosted_parameters(self) -> list[nn.Parameter]:
@@ -321,16 +328,6 @@ def _identity(activation: Tensor) -> Tensor:
     return activation
 
 
-def _end_of(steps: list[Step], name: str) -> int:
-    """Position of the last step of module `name`."""
-    ends = [i for i, (key, _) in enumerate(steps) if key == name or key.startswith(f"{name}.")]
-    if not ends:
-        names = [key for key, _ in steps]
-        near = difflib.get_close_matches(name, names, n=3, cutoff=0.3)
-        raise ValueError(f"no layer {name!r} to split at; near: {near}; all: {names}")
-    return ends[-1]
-
-
 def _check_choices(
     pretrained: bool, weights: str | Path | None, stride: int | None, stride_mode: str, form: str
 ) -> None:
@@ -369,6 +366,8 @@ def _create(
     img_size: int | Sequence[int] | None,
 ) -> Any:
     options: dict[str, Any] = dict(ANY_SIZE.get(_family_file(name), {}))
+    if _family_file(name) == "vgg" and not pretrained:
+        options["mlp_ratio"] = 1 / 4096  # the two fc layers (120 M weights) are removed below
     config = timm.get_pretrained_cfg(name)
     if img_size is not None and config is not None and config.fixed_input_size:
         options["img_size"] = img_size if isinstance(img_size, int) else tuple(img_size)

@@ -21,7 +21,7 @@ from pytorch_lightning.utilities.types import OptimizerLRScheduler
 from torch import Tensor, nn
 from torch.optim.lr_scheduler import LambdaLR
 
-import wsl_zoo
+from wsl_zoo import __version__
 from wsl_zoo.cams.normalize import normalize_map
 from wsl_zoo.data.dataset import stable_seed
 from wsl_zoo.encoders import Encoder
@@ -382,7 +382,7 @@ class ZooModule(LightningModule, ABC):
         """Store what `wsl_zoo.load` needs: class, version, preprocessing, threshold."""
         checkpoint["wsl_zoo"] = {
             "class_path": f"{type(self).__module__}.{type(self).__qualname__}",
-            "version": wsl_zoo.__version__,
+            "version": __version__,
             "image_size": self.image_size,
             "threshold": self.chosen_threshold,
             "mean": list(self.encoder.mean),
