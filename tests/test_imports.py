@@ -15,7 +15,7 @@ PACKAGE = Path(__file__).resolve().parents[1] / "wsl_zoo"
 MIDDLE = {"data", "encoders", "heads", "cams", "networks", "losses", "metrics"}
 OUTER = {"protocols", "callbacks", "reports", "export", "hub"}  # and cli, above them
 INNER = {"types"} | MIDDLE
-BELOW_CLI = INNER | {"prediction", "methods"} | OUTER
+BELOW_CLI = INNER | {"schedules", "prediction", "methods", "pictures"} | OUTER
 
 # Part of the package -> the parts that it may import besides itself and `catalogue`.
 ALLOWED: dict[str, set[str]] = {
@@ -24,8 +24,9 @@ ALLOWED: dict[str, set[str]] = {
     **{part: {"types"} for part in MIDDLE},
     "networks": {"types", "heads"},
     "pictures": {"types", "metrics"},
+    "schedules": set(),
     "prediction": INNER,
-    "methods": INNER | {"prediction"},
+    "methods": INNER | {"prediction", "schedules"},
     **{part: BELOW_CLI for part in OUTER},
     "cli": BELOW_CLI,
     "__init__": BELOW_CLI | {"cli"},

@@ -38,7 +38,9 @@ def fit(folder: Path, workers: int, *callbacks, ckpt_path=None, **last) -> CAMCl
     model = CAMClassifier(encoder="test_resnet", num_classes=4, lr=0.01, schedule="cosine")
     # Dropout draws from the global generator: a resumed run must draw the same.
     model.head = torch.nn.Sequential(model.head)
-    model.head.forward = lambda x: model.head[0](torch.nn.functional.dropout(x, 0.5, model.training))
+    model.head.forward = lambda x: model.head[0](
+        torch.nn.functional.dropout(x, 0.5, model.training)
+    )
     trainer = Trainer(
         max_epochs=EPOCHS, accelerator="cpu", logger=False, enable_progress_bar=False,
         enable_model_summary=False, default_root_dir=folder,

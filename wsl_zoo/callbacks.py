@@ -14,8 +14,7 @@ from pytorch_lightning.callbacks import ModelCheckpoint
 from pytorch_lightning.loggers import WandbLogger
 
 from wsl_zoo import pictures, reports
-from wsl_zoo.metrics import boxes_from_map
-from wsl_zoo.prediction import Prediction, to_prediction
+from wsl_zoo.prediction import Prediction, mask_boxes, to_prediction
 from wsl_zoo.types import Batch
 
 
@@ -34,8 +33,13 @@ class BestCheckpoint(ModelCheckpoint):
     def __init__(self, kind: Literal["cl", "loc"], **kwargs: Any) -> None:
         if kind not in {"cl", "loc"}:
             raise ValueError(f"kind={kind!r} must be 'cl' or 'loc'")
-        settings = {"filename": f"best_{kind}", "mode": "max", "auto_insert_metric_name": False}
-        super().__init__(**settings | {"enable_version_counter": False} | kwargs)
+        settings: dict[str, Any] = {
+            "filename": f"best_{kind}",
+            "mode": "max",
+            "auto_insert_metric_name": False,
+            "enable_version_counter": False,
+        }
+        super().__init__(**settings | kwargs)
         self.kind = kind
 
     @property
@@ -47,7 +51,8 @@ class BestCheckpoint(ModelCheckpoint):
         """Look up what to monitor."""
         data = getattr(trainer, "datamodule", None)
         if self.monitor is None and stage == "fit":
-            chosen = data.selection() if hasattr(data, "selection") else {"cl": "val/acc"}
+            select = getattr(data, "selection", None)
+            chosen = select() if select is not None else {"cl": "val/acc"}
             self.monitor = chosen.get(self.kind)
         if self.monitor is None:  # nothing to judge by: keep nothing
             self.save_top_k = 0
@@ -143,9 +148,7 @@ class PanelWriter(Callback):
         checkpoint = Path(str(trainer.ckpt_path)).stem if trainer.ckpt_path else "model"
         self._write(trainer, f"_{checkpoint}")
 
-    def _draw(
-        self, trainer: Trainer, module: Any, stage: str, batch: Batch, loader: int
-    ) -> None:
+    def _draw(self, trainer: Trainer, module: Any, stage: str, batch: Batch, loader: int) -> None:
         data = getattr(trainer, "datamodule", None)
         if not trainer.is_global_zero or data is None or "raw" not in batch:
             return
@@ -169,7 +172,7 @@ class PanelWriter(Callback):
                 score_map.numpy(),
                 mask=part["mask"][i].cpu().numpy() if has_mask else None,
                 boxes=part["boxes"][i].cpu().numpy() if "boxes" in part else None,
-                predicted=boxes_from_map(score_map, module.map_threshold, "all").numpy(),
+                predicted=mask_boxes((score_map >= module.map_threshold).numpy()),
             )
             self._rows.setdefault(split, []).append(tiles)
             truth, guess = int(part["label"][i]), guesses[i]
@@ -286,16 +289,14 @@ class MapWriter(Callback):
 
 
 def relative_stem(path: str, trainer: Trainer) -> Path:
-    """Return where an image's predictions go: as below the image folder, with its ending kept apart.
+    """Return where an image's predictions go: the same path as below the image folder.
 
     `a.jpg` and `a.png` beside each other become `a_jpg` and `a_png`, so neither is overwritten.
     """
     root = getattr(getattr(trainer, "datamodule", None), "predict_images", None)
     file = Path(path)
-    if root is not None and Path(root).is_dir():
-        file = file.relative_to(root)
-    else:
-        file = Path(file.name)
+    folder = Path(root) if root is not None else None
+    file = file.relative_to(folder) if folder is not None and folder.is_dir() else Path(file.name)
     return file.with_name(f"{file.stem}_{file.suffix.lstrip('.')}" if file.suffix else file.name)
 
 

@@ -38,7 +38,7 @@ def _first_line(docstring: str | None) -> str:
 def _paper(docstring: str | None) -> str:
     """Return the paragraph after "Paper:" of a file's docstring, on one line."""
     _, found, after = (docstring or "").partition("Paper:")
-    lines = []
+    lines: list[str] = []
     for line in after.splitlines() if found else []:
         if lines and (not line.strip() or ":" in line.split(" ")[0]):
             break

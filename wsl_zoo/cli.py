@@ -2,8 +2,9 @@
 
 * `--config` takes a file or the name of a shipped config; an unknown key names the nearest one.
 * Of what a checkpoint remembers and what config and flags say, config and flags win.
-* A run has one folder, `runs/<config>/version_<k>` or `--run_dir`, with `metrics.csv`, `config.yaml`,
-  `checkpoints/`, `panels/`, `results.jsonl`. Resuming continues in it; nothing in it is overwritten.
+* A run has one folder, `runs/<config>/version_<k>` or `--run_dir`, with `metrics.csv`,
+  `config.yaml`, `checkpoints/`, `panels/`, `results.jsonl`. Resuming continues in it; nothing in it
+  is overwritten.
 """
 
 from __future__ import annotations
@@ -18,14 +19,14 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from difflib import get_close_matches
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any, Literal, NoReturn
 
 import torch
+from lightning_utilities.core.rank_zero import rank_zero_only
 from pytorch_lightning import LightningModule, Trainer
-from pytorch_lightning.callbacks import RichProgressBar
+from pytorch_lightning.callbacks import ModelCheckpoint, RichProgressBar
 from pytorch_lightning.cli import LightningArgumentParser, LightningCLI, SaveConfigCallback
 from pytorch_lightning.loggers import CSVLogger, Logger, WandbLogger
-from pytorch_lightning.utilities.rank_zero import rank_zero_only
 
 import wsl_zoo.methods  # noqa: F401  (so that class names need no module path)
 from wsl_zoo import catalogue, reports
@@ -34,10 +35,11 @@ from wsl_zoo.data import ZooDataModule
 from wsl_zoo.methods.base import ZooModule
 
 ROOT = "runs"
+Checkpoint = Literal["best_cl", "best_loc", "last"]
 UNKNOWN_KEY = re.compile(r"option '([\w.]+)'", re.IGNORECASE)
 UNKNOWN_CLASS = re.compile(r"has no attribute '(\w+)'")
 SILENCED = (
-    ".*does not have many workers.*",  # small data on few cores: loading in the main process is right
+    ".*does not have many workers.*",  # for small data on few cores the main process does best
     ".*smaller than the logging interval.*",
     ".*LeafSpec.*",  # between Lightning and torch
     ".*Checkpoint directory .* exists and is not empty.*",  # a resumed run continues in its folder
@@ -130,7 +132,10 @@ class ZooCLI(LightningCLI):
             "--wandb", type=str | None, default=None, help="Log to this Weights & Biases project."
         )
         parser.add_argument(
-            "--then_test", type=bool, default=False, help="After fit: test the best checkpoints."
+            "--then_test",
+            type=list[Checkpoint],
+            default=[],
+            help="After fit, test these checkpoints: best_cl, best_loc, last.",
         )
         parser.add_lightning_class_args(LastCheckpoint, "last")
         parser.add_lightning_class_args(PanelWriter, "panels")
@@ -192,17 +197,21 @@ class ZooCLI(LightningCLI):
         return None
 
     def after_fit(self) -> None:
-        """With `--then_test`, test both best checkpoints and print one table."""
+        """With `--then_test`, test those checkpoints and print one table."""
         if not self.option("then_test"):
             return
-        for callback in self.trainer.checkpoint_callbacks:
-            if isinstance(callback, BestCheckpoint) and callback.best_model_path:
+        paths = {
+            Path(callback.best_model_path).stem: callback.best_model_path
+            for callback in self.trainer.checkpoint_callbacks
+            if isinstance(callback, ModelCheckpoint) and callback.best_model_path
+        }
+        for name in self.option("then_test"):
+            if name in paths:
                 self.trainer.test(
-                    self.model,
-                    datamodule=self.datamodule,
-                    ckpt_path=callback.best_model_path,
-                    verbose=False,
+                    self.model, datamodule=self.datamodule, ckpt_path=paths[name], verbose=False
                 )
+            elif self.trainer.is_global_zero:
+                print(f"no {name} to test: nothing to select it by")
         if self.trainer.is_global_zero:
             reports.print_results(self.results.columns, f"run folder: {self.trainer.log_dir}")
 
@@ -336,7 +345,7 @@ def _no_advertisement(record: logging.LogRecord) -> bool:
 def demo(args: Sequence[str] = ()) -> ZooCLI:
     """Train and test CAM on the built-in images; print the table and where the pictures are."""
     print("Training CAM (Zhou et al., CVPR 2016) on procedural images with image labels only ...")
-    cli = run_trainer("fit", ["--config", "cam/synthetic", "--then_test", "true", *args])
+    cli = run_trainer("fit", ["--config", "cam/synthetic", "--then_test", '["best_cl","best_loc"]', *args])
     panels = next(c for c in cli.trainer.callbacks if isinstance(c, PanelWriter))  # type: ignore[attr-defined]
     tests = [path for path in panels.written if path.name.startswith("test")]
     print("The prevalence is the PxAP of a constant map: what a map must beat.")

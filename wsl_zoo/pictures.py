@@ -53,7 +53,7 @@ def panel(
     boxes: np.ndarray | None = None,
     predicted: np.ndarray | None = None,
 ) -> list[np.ndarray]:
-    """Return the tiles of one image: image, mask (if any), map, boxes (true green, predicted red)."""
+    """Return the tiles of one image: image, mask, map, boxes (true green, predicted red)."""
     tiles = [image]
     if mask is not None:
         tiles.append(mask_image(mask))

@@ -8,12 +8,12 @@ from typing import Any
 
 import numpy as np
 import torch
+from scipy import ndimage
 from torch import Tensor
 from torch.nn import functional as F
 
 from wsl_zoo.data.manifest import read_image
 from wsl_zoo.data.transforms import normalize, resize_image
-from wsl_zoo.metrics import boxes_from_map
 from wsl_zoo.types import Batch, Target
 
 
@@ -28,7 +28,8 @@ class Prediction:
         probabilities: (K,) float32, of all classes.
         map: (H, W) float32 in [0, 1] at the size of the image; None for models without maps.
         mask: (H, W) bool, `map >= threshold`.
-        boxes: (n, 4) int64 xyxy in pixels, of all contours of the map at the threshold.
+        boxes: (n, 4) int64 xyxy in pixels (last column and row included), of the 8-connected parts
+            of `mask`, largest first.
         threshold: The threshold chosen on validation (0.5 if there was no ground truth).
     """
 
@@ -46,6 +47,30 @@ def resize_map(score_map: Tensor, size: tuple[int, int]) -> Tensor:
     """Resize (H, W) in [0, 1] to `size` = (height, width), bilinear, as float32."""
     resized = F.interpolate(score_map.float()[None, None], size, mode="bilinear")
     return resized[0, 0].clamp(0, 1)
+
+
+def mask_boxes(mask: np.ndarray) -> np.ndarray:
+    """Return the boxes of the 8-connected parts of a mask, largest part first.
+
+    Args:
+        mask: (H, W) bool.
+
+    Returns:
+        (n, 4) int64 xyxy, last column and row included.
+
+    >>> mask_boxes(np.array([[1, 0, 0], [0, 0, 1], [0, 0, 1]], dtype=bool)).tolist()
+    [[2, 1, 2, 2], [0, 0, 0, 0]]
+    """
+    parts, count = ndimage.label(mask, structure=np.ones((3, 3)))
+    sizes = np.bincount(parts.ravel(), minlength=count + 1)[1:]
+    boxes = np.array(
+        [
+            (columns.start, rows.start, columns.stop - 1, rows.stop - 1)
+            for rows, columns in ndimage.find_objects(parts)
+        ],
+        dtype=np.int64,
+    ).reshape(-1, 4)
+    return boxes[np.argsort(-sizes, kind="stable")]
 
 
 def to_prediction(
@@ -74,9 +99,7 @@ def to_prediction(
         probabilities=probabilities.float().cpu().numpy(),
         map=None if full is None else full.numpy(),
         mask=None if full is None else (full >= threshold).numpy(),
-        boxes=None
-        if full is None
-        else boxes_from_map(full, min(max(threshold, 0.0), 1.0), contours="all").numpy(),
+        boxes=None if full is None else mask_boxes((full >= threshold).numpy()),
         threshold=threshold,
     )
 
@@ -119,6 +142,4 @@ def predict_image(model: Any, image: str | Path | np.ndarray, target: Target) ->
             maps = None if output.map is None else model.localize(batch, output, label)[0]
     finally:
         model.train(training)
-    return to_prediction(
-        probabilities, label, maps, size, model.class_names, model.map_threshold
-    )
+    return to_prediction(probabilities, label, maps, size, model.class_names, model.map_threshold)

@@ -4,6 +4,7 @@
     config: cam/glas_small            # fit config of every run
     seeds: [0, 1, 2]
     folds: [0, 1, 2, 3, 4]            # optional: --data.fold
+    test: [best_cl, best_loc]         # checkpoints to test; also: last
     methods:                          # name -> options on top of the config
       CAM: {}
       GAP: {model.head: gap}
@@ -27,7 +28,7 @@ import yaml
 
 from wsl_zoo import reports
 
-KEYS = ("output", "config", "seeds", "folds", "methods")
+KEYS = ("output", "config", "seeds", "folds", "test", "methods")
 
 
 @dataclass(frozen=True)
@@ -82,6 +83,7 @@ def _jobs(path: Path, grid: Mapping[str, Any], extra: Sequence[str]) -> Iterator
             for seed in grid.get("seeds") or [0]:
                 cells = {"method": method, "seed": seed}
                 args = ["--config", str(config), "--seed_everything", str(seed)]
+                args += ["--then_test", json.dumps(grid.get("test") or ["best_cl", "best_loc"])]
                 if fold is not None:
                     cells["fold"] = fold
                     args += ["--data.fold", str(fold)]
@@ -114,7 +116,7 @@ def execute(job: Job) -> bool:
     job.folder.mkdir(parents=True, exist_ok=True)
     _write(record, state)
     command = [sys.executable, "-m", "wsl_zoo", "fit", *job.args]
-    command += ["--run_dir", str(job.folder), "--then_test", "true"]
+    command += ["--run_dir", str(job.folder)]
     last = job.folder / "checkpoints" / "last.ckpt"
     if last.is_file():
         command += ["--ckpt_path", str(last)]

@@ -1,4 +1,4 @@
-"""Tables: of one test, and of a folder of runs (mean and standard deviation over seeds and folds)."""
+"""Tables: of one test, and of a folder of runs (mean and standard deviation over the seeds)."""
 
 from __future__ import annotations
 
@@ -45,9 +45,7 @@ def percent(value: float) -> str:
     return f"{100 * value:.2f}"
 
 
-def results_table(
-    columns: Mapping[str, Mapping[str, float]], caption: str | None = None
-) -> Table:
+def results_table(columns: Mapping[str, Mapping[str, float]], caption: str | None = None) -> Table:
     """Return a table with one row per metric and one column per entry, in percent.
 
     Args:
@@ -102,10 +100,14 @@ def collect(root: Path) -> pd.DataFrame:
         job_file = path.parent / JOB
         job = json.loads(job_file.read_text(encoding="utf-8")) if job_file.is_file() else {}
         cells = job.get("cells", {"method": path.parent.relative_to(root).as_posix()})
-        for row in read_results(path.parent):
-            rows.append({**cells, "checkpoint": row["checkpoint"], **row["metrics"]})
+        rows += [
+            {**cells, "checkpoint": row["checkpoint"], **row["metrics"]}
+            for row in read_results(path.parent)
+        ]
     if not rows:
-        raise FileNotFoundError(f"no {RESULTS} below {root}: run `wsl-zoo test` or `wsl-zoo run` first")
+        raise FileNotFoundError(
+            f"no {RESULTS} below {root}: run `wsl-zoo test` or `wsl-zoo run` first"
+        )
     return pd.DataFrame(rows)
 
 
@@ -173,7 +175,5 @@ def print_entries(entries: Iterable[Any], kind: str) -> None:
     for column in ("name", "what", *(["paper"] if papers else []), "file"):
         table.add_column(column)
     for entry in rows:
-        table.add_row(
-            entry.name, entry.summary, *([entry.paper] if papers else []), entry.file
-        )
+        table.add_row(entry.name, entry.summary, *([entry.paper] if papers else []), entry.file)
     Console().print(table)

@@ -63,7 +63,7 @@ class Batch(TypedDict, total=False):
 
 @dataclass
 class Output:
-    """What `forward` returns: raw scores, never activated or normalised. Every field is optional."""
+    """What `forward` returns: raw scores, never activated or normalised. All are optional."""
 
     logits: Tensor | None = None
     """(B, K) class scores."""

@@ -37,6 +37,7 @@ def find_images(folder: Path) -> list[Path]:
         path
         for path in folder.rglob("*")
         if path.suffix.lower() in IMAGE_SUFFIXES
+        and path.is_file()
         and not any(part.startswith(".") for part in path.relative_to(folder).parts)
     )
     if not found:
@@ -61,6 +62,7 @@ class ZooDataModule(LightningDataModule, ABC):
             `image_size`; default: `image_size` (no crop).
         hflip: Probability of a horizontal flip in training.
         vflip: Probability of a vertical flip in training.
+        rotate90: Rotate training images by a random multiple of 90 degrees.
         color_jitter: Strengths (brightness, contrast, saturation, hue) in training; None: none.
         cache: Keep decoded and resized images in memory (small data sets).
         drop_last: Leave out a training batch that is not full.
@@ -83,6 +85,7 @@ class ZooDataModule(LightningDataModule, ABC):
         train_resize: int | None = None,
         hflip: float = 0.5,
         vflip: float = 0.0,
+        rotate90: bool = False,
         color_jitter: list[float] | None = None,
         cache: bool = False,
         drop_last: bool = False,
@@ -102,7 +105,11 @@ class ZooDataModule(LightningDataModule, ABC):
         self.image_size = image_size
         self.train_resize = train_resize or image_size
         self.augment = Augment(
-            image_size if self.train_resize > image_size else None, hflip, vflip, color_jitter
+            crop=image_size if self.train_resize > image_size else None,
+            hflip=hflip,
+            vflip=vflip,
+            rotate90=rotate90,
+            color_jitter=color_jitter,
         )
         self.cache = cache
         self.drop_last = drop_last
@@ -134,7 +141,7 @@ class ZooDataModule(LightningDataModule, ABC):
         """
         if self._sources is None:
             splits = self.read()
-            records = {k: v for k, v in splits.items() if isinstance(v, list)}
+            records = {k: v for k, v in splits.items() if isinstance(v, Sequence)}
             if records:
                 validate(
                     records,
@@ -145,8 +152,8 @@ class ZooDataModule(LightningDataModule, ABC):
                 )
             self._sources = {
                 name: RecordSource(split, annotated=name not in self.unannotated)
-                if isinstance(split, list)
-                else split  # type: ignore[misc]  # not a list of records: a source
+                if isinstance(split, Sequence)
+                else split
                 for name, split in splits.items()
             }
         return self._sources
@@ -204,7 +211,8 @@ class ZooDataModule(LightningDataModule, ABC):
         )
 
     def _training_reads_annotations(self) -> bool:
-        needs = getattr(getattr(self.trainer, "lightning_module", None), "needs", frozenset())
+        module = getattr(self.trainer, "lightning_module", None)
+        needs: frozenset[str] = getattr(module, "needs", frozenset())
         return bool(needs & {"mask", "boxes"})
 
     def _loader(self, dataset: ZooDataset, *, train: bool) -> DataLoader[Any]:

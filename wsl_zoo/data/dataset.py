@@ -20,7 +20,8 @@ from wsl_zoo.types import IGNORE, Batch
 
 def stable_seed(*parts: int) -> int:
     """Hash integers into a 32-bit seed, the same on every machine and in every process."""
-    digest = hashlib.blake2b(repr(parts).encode(), digest_size=4).digest()
+    text = repr(tuple(map(int, parts)))  # a numpy integer prints differently
+    digest = hashlib.blake2b(text.encode(), digest_size=4).digest()
     return int.from_bytes(digest, "little")
 
 
@@ -58,9 +59,7 @@ class RecordSource:
         record = self.records[index]
         image = read_image(record.image)
         shape = (image.shape[0], image.shape[1])
-        sample = Sample(
-            image, record.label, group=record.group, path=str(record.image), size=shape
-        )
+        sample = Sample(image, record.label, group=record.group, path=str(record.image), size=shape)
         if annotations and self.has_masks and record.has_mask:
             sample.mask = read_mask(record, shape)
         if annotations and self.has_boxes and record.boxes is not None:

@@ -6,8 +6,9 @@ Class folders, the layout of most classification sets:
     root/masks/val/<class>/<same name>.png    (optional; non-zero pixels are the object)
     root/boxes.csv                            (optional; header `image,x0,y0,x1,y1`, pixels)
 
-Splits that are missing are drawn from `train`, the same fraction of every class, by a seed of its
-own. `root/manifest.csv` (or `manifest=`) takes the place of the folders; see `data/manifest.py`.
+Splits that are missing are drawn from `train`, the same fraction of every class and groups whole,
+by a seed of its own. `root/manifest.csv` (or `manifest=`) takes the place of the folders; see
+`data/manifest.py`.
 """
 
 from __future__ import annotations
@@ -20,6 +21,7 @@ from typing import Any
 
 from wsl_zoo.data.base import ZooDataModule, find_images
 from wsl_zoo.data.manifest import (
+    SHOWN_PROBLEMS,
     Box,
     DataError,
     Record,
@@ -43,8 +45,8 @@ class FolderData(ZooDataModule):
             one folder per class.
         manifest: A manifest elsewhere; its paths start at `root` if that is given, else beside it.
         classes: Class names in label order; default: sorted.
-        val_fraction: Part of every class drawn from `train` where there is no `val`.
-        test_fraction: The same for `test`; 0: no test split.
+        val_fraction: Part of every class drawn from `train` where there is no `val`; 0: none.
+        test_fraction: The same for `test`; both are parts of what `train` holds before any draw.
         split_seed: Seed of that draw (apart from `seed`, so that runs share their splits).
         **kwargs: See `ZooDataModule`.
     """
@@ -120,9 +122,18 @@ class FolderData(ZooDataModule):
                 str(self.manifest or self.root),
                 [f"there is no 'train' split; found: {', '.join(splits) or 'none'}"],
             )
+        unknown = [
+            f"split {name!r} would never be used: expected 'train', 'val...' or 'test...'"
+            for name in splits
+            if name != "train" and not name.startswith(("val", "test"))
+        ]
+        if unknown:
+            raise DataError(str(self.manifest or self.root), unknown)
+        left = 1.0
         for name, fraction in self.fractions.items():
             if fraction and not any(split.startswith(name) for split in splits):
-                splits["train"], splits[name] = self._draw(splits["train"], fraction, name)
+                splits["train"], splits[name] = self._draw(splits["train"], fraction / left, name)
+                left -= fraction
         return splits
 
     def _read_folders(self) -> Splits:
@@ -154,12 +165,15 @@ class FolderData(ZooDataModule):
                             image=image,
                             label=label,
                             masks=self._masks_of(image),
-                            boxes=boxes.get(name, () if boxes and split != "train" else None),
+                            boxes=boxes[name][1] if name in boxes else None,
                             place=name,
                         )
                     )
+        lost = [(line, name) for name, (line, _) in boxes.items() if name not in used]
         problems += [
-            f"boxes.csv: no image {name!r}{suggestion(name, used)}" for name in boxes.keys() - used
+            f"boxes.csv, line {line}: no image {name!r}"
+            + (suggestion(name, used) if i < SHOWN_PROBLEMS else "")  # slow in large data sets
+            for i, (line, name) in enumerate(lost)
         ]
         if problems:
             raise DataError(f"Folder {self.root}", problems)
@@ -172,10 +186,11 @@ class FolderData(ZooDataModule):
         return tuple(path for path in candidates if path.is_file())[:1]
 
     @staticmethod
-    def _read_boxes(path: Path) -> dict[str, tuple[Box, ...]]:
+    def _read_boxes(path: Path) -> dict[str, tuple[int, tuple[Box, ...]]]:
+        """Return the first line and the boxes of every image listed."""
         if not path.is_file():
             return {}
-        boxes: dict[str, tuple[Box, ...]] = {}
+        boxes: dict[str, tuple[int, tuple[Box, ...]]] = {}
         problems = []
         with path.open(newline="", encoding="utf-8-sig") as file:
             reader = csv.DictReader(file, skipinitialspace=True)
@@ -184,12 +199,14 @@ class FolderData(ZooDataModule):
                 problem = f"expected the header {','.join(BOX_COLUMNS)}, found {found}"
                 raise DataError(f"{path}, line 1", [problem])
             for row in reader:
+                numbers = [*(row[name] or "" for name in BOX_COLUMNS[1:]), *row.get(None, ())]
                 try:
-                    box = parse_boxes(" ".join(row[name] or "" for name in BOX_COLUMNS[1:]))
+                    box = parse_boxes(" ".join(numbers))
                 except ValueError as error:
                     problems.append(f"line {reader.line_num}: {error}")
                 else:
-                    boxes[row["image"]] = boxes.get(row["image"], ()) + box
+                    line, others = boxes.get(row["image"].strip(), (reader.line_num, ()))
+                    boxes[row["image"].strip()] = (line, others + box)
         if problems:
             raise DataError(str(path), problems)
         return boxes
@@ -198,13 +215,14 @@ class FolderData(ZooDataModule):
         self, records: list[Record], fraction: float, name: str
     ) -> tuple[list[Record], list[Record]]:
         """Take a fraction of every class (whole groups together) out of `records`."""
-        rng = random.Random(f"{self.split_seed}-{name}")  # noqa: S311
+        rng = random.Random(f"{self.split_seed}-{name}")
         taken: set[str] = set()
         for label in range(len(self.class_names)):
             units = sorted({r.group or str(r.image) for r in records if r.label == label})
             rng.shuffle(units)
-            count = round(fraction * len(units)) or int(len(units) > 1)
-            taken.update(units[:count])
+            count = min(round(fraction * len(units)) or 1, len(units) - 1)  # some must stay
+            others = [unit for unit in units if unit not in taken]  # a group may have many labels
+            taken.update(others[: max(0, count - (len(units) - len(others)))])
         drawn = [replace(r) for r in records if (r.group or str(r.image)) in taken]
         rest = [r for r in records if (r.group or str(r.image)) not in taken]
         return rest, drawn

@@ -45,17 +45,20 @@ class GlaSData(ZooDataModule):
         root: Folder with `Grade.csv` and the images.
         fold: Published fold, 0-4; its fifth of the training images is `valcl`.
         test: Which official test images to use: "all" present, "A" or "B".
+        test_fold: Also test on the fold's `valcl` images, with their masks, as `test_fold`
+            (cross-validation; then report a checkpoint that was not selected on them).
         **kwargs: See `ZooDataModule`.
     """
 
     unannotated = frozenset({"valcl"})
-    shared = (frozenset({"valcl", "valpx"}),)
+    shared = (frozenset({"valcl", "valpx", "test_fold"}),)
 
     def __init__(
         self,
         root: str,
         fold: int = 0,
         test: Literal["all", "A", "B"] = "all",
+        test_fold: bool = False,
         **kwargs: Any,
     ) -> None:
         super().__init__(**kwargs)
@@ -64,6 +67,7 @@ class GlaSData(ZooDataModule):
         self.root = Path(root)
         self.fold = fold
         self.test = test
+        self.test_fold = test_fold
 
     @property
     def class_names(self) -> list[str]:
@@ -83,6 +87,8 @@ class GlaSData(ZooDataModule):
             "valpx": [train[name] for name in valpx],
             "test": [r for name, r in records.items() if name.startswith(prefix)],
         }
+        if self.test_fold:
+            splits["test_fold"] = splits["valcl"]
         if not splits["test"]:
             raise DataError(f"GlaS {self.root}", [f"Grade.csv lists no {prefix}* image"])
         return splits
@@ -127,7 +133,8 @@ def read_grades(path: Path) -> dict[str, tuple[int, str, int]]:
         DataError: The file is missing, or rows are malformed, doubled or of an unknown grade.
     """
     if not path.is_file():
-        raise DataError(f"GlaS {path.parent}", [f"{path.name} is missing: is this the GlaS folder?"])
+        problem = f"{path.name} is missing: is this the GlaS folder?"
+        raise DataError(f"GlaS {path.parent}", [problem])
     grades: dict[str, tuple[int, str, int]] = {}
     problems = []
     lines = path.read_text(encoding="utf-8-sig").splitlines()

@@ -4,7 +4,8 @@ A manifest is a CSV with a header, one row per image:
 `split,image,label[,mask][,boxes][,group]`. Paths are relative to the manifest's folder (or to
 `root`); `label` is an integer or a class name; `mask` is an image whose non-zero pixels are
 foreground (several, separated by `;`, are united); `boxes` is `x0 y0 x1 y1` in pixels, several
-separated by `;`; an empty cell means "not annotated".
+separated by `;`; an empty cell means "not annotated". Boxes are in coordinates of pixel edges, as
+those of CUB: a box over the first two columns goes from x0 = 0 to x1 = 2.
 
 Everything is checked before training starts, and every problem is reported at once with its place.
 """
@@ -13,6 +14,8 @@ from __future__ import annotations
 
 import csv
 import math
+import os
+import re
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -28,6 +31,7 @@ Verify = Literal["header", "decode", "none"]
 COLUMNS = ("split", "image", "label", "mask", "boxes", "group")
 REQUIRED = COLUMNS[:3]
 SHOWN_PROBLEMS = 50
+INTEGER = re.compile(r"-?[0-9]+")
 
 Box = tuple[float, float, float, float]
 
@@ -94,16 +98,17 @@ def parse_boxes(text: str) -> tuple[Box, ...]:
     """Read `x0 y0 x1 y1[;x0 y0 x1 y1...]`, in pixels.
 
     Raises:
-        ValueError: The text is not of this form, or a box has no extent.
+        ValueError: The text is not of this form, or a box ends before it starts.
     """
     boxes: list[Box] = []
     for part in text.split(";"):
         numbers = [float(number) for number in part.replace(",", " ").split()]
         if len(numbers) != 4:
             raise ValueError(f"a box needs four numbers 'x0 y0 x1 y1', got {part.strip()!r}")
-        if not all(map(math.isfinite, numbers)) or numbers[2] < numbers[0] or numbers[3] < numbers[1]:
+        x0, y0, x1, y1 = numbers
+        if not all(map(math.isfinite, numbers)) or x1 < x0 or y1 < y0:
             raise ValueError(f"a box needs finite x0 <= x1 and y0 <= y1, got {part.strip()!r}")
-        boxes.append((numbers[0], numbers[1], numbers[2], numbers[3]))
+        boxes.append((x0, y0, x1, y1))
     return tuple(boxes)
 
 
@@ -115,7 +120,7 @@ def parse_label(text: str, class_names: Sequence[str]) -> int:
     """
     if text in class_names:
         return class_names.index(text)
-    if text.lstrip("-").isdigit():
+    if INTEGER.fullmatch(text):
         label = int(text)
         if 0 <= label < len(class_names):
             return label
@@ -127,38 +132,52 @@ def parse_label(text: str, class_names: Sequence[str]) -> int:
 
 
 def read_rows(path: Path) -> list[tuple[int, dict[str, str]]]:
-    """Read the manifest's rows with their line numbers; check its header.
+    """Read the manifest's rows with the numbers of their first lines; check its header.
+
+    What a row has beyond the header comes under the key "".
 
     Raises:
         DataError: The file is missing, not a CSV with the required columns, or has unknown ones.
     """
     if not path.is_file():
         raise DataError(f"Manifest {path}", ["the file does not exist"])
+    rows: list[tuple[int, dict[str, str]]] = []
     with path.open(newline="", encoding="utf-8-sig") as file:
-        reader = csv.DictReader(file, skipinitialspace=True)
-        header = [name.strip() for name in reader.fieldnames or ()]
-        reader.fieldnames = header
-        problems = [f"column {name!r} is missing" for name in REQUIRED if name not in header]
-        problems += [
-            f"unknown column {name!r}{suggestion(name, COLUMNS)}"
-            for name in header
-            if name not in COLUMNS
-        ]
-        if problems:
-            raise DataError(f"Manifest {path}, line 1", [*problems, f"expected: {', '.join(COLUMNS)}"])
-        rows = []
-        for row in reader:
-            # A row longer than the header leaves a list under the key None, a shorter one None.
-            cells = {k: v.strip() for k, v in row.items() if isinstance(k, str) and v is not None}
-            rows.append((reader.line_num, cells))
+        reader = csv.reader(file, skipinitialspace=True, strict=True)
+        try:
+            header = [name.strip() for name in next(reader, [])]
+            problems = [f"column {name!r} is missing" for name in REQUIRED if name not in header]
+            problems += [
+                f"unknown column {name!r}{suggestion(name, COLUMNS)}"
+                for name in header
+                if name not in COLUMNS
+            ]
+            problems += [
+                f"column {k!r} stands there {n} times" for k, n in Counter(header).items() if n > 1
+            ]
+            if problems:
+                expected = f"expected: {', '.join(COLUMNS)}"
+                raise DataError(f"Manifest {path}, line 1", [*problems, expected])
+            for row in reader:
+                if row:
+                    breaks = sum(len(re.findall(r"\r\n|\r|\n", cell)) for cell in row)
+                    cells = {k: v.strip() for k, v in zip(header, row, strict=False)}
+                    cells[""] = ",".join(row[len(header) :]).strip(", ")
+                    rows.append((reader.line_num - breaks, cells))
+        except csv.Error as error:
+            raise DataError(f"Manifest {path}, line {reader.line_num}", [str(error)]) from error
+        except UnicodeDecodeError as error:
+            raise DataError(f"Manifest {path}", [f"not in UTF-8 ({error})"]) from error
     return rows
 
 
 def class_names_of(rows: Iterable[tuple[int, dict[str, str]]]) -> list[str]:
     """Return the class names a manifest uses: sorted names, or "0".."K-1" where it has numbers."""
-    labels = {row.get("label", "") for _, row in rows} - {""}
-    if labels and all(label.lstrip("-").isdigit() for label in labels):
-        return [str(k) for k in range(max(int(label) for label in labels) + 1)]
+    given = [row["label"] for _, row in rows if row.get("label")]
+    labels = set(given)
+    if labels and all(map(INTEGER.fullmatch, labels)):
+        # More classes than images cannot be meant: a larger number is then out of range.
+        return [str(k) for k in range(min(max(map(int, labels)) + 1, len(given)))]
     return sorted(labels)
 
 
@@ -189,11 +208,16 @@ def read_manifest(
         if missing:
             problems.append(f"{place}: empty {', '.join(missing)}")
             continue
+        if row.get(""):
+            problems.append(f"{place}: more cells than the header has columns: {row['']!r}")
+            continue
         try:
             record = Record(
                 image=root / row["image"],
                 label=parse_label(row["label"], names),
-                masks=tuple(root / part.strip() for part in row.get("mask", "").split(";") if part),
+                masks=tuple(
+                    root / part.strip() for part in row.get("mask", "").split(";") if part.strip()
+                ),
                 boxes=parse_boxes(row["boxes"]) if row.get("boxes") else None,
                 group=row.get("group", ""),
                 place=place,
@@ -257,7 +281,7 @@ def _split_problems(
             for k, name in enumerate(class_names)
             if not counts[k]
         ]
-    seen: dict[Path, tuple[str, Record]] = {}
+    seen: dict[str, dict[str, Record]] = {}  # image -> split -> its first record there
     for split, records in splits.items():
         if not records:
             problems.append(f"split {split!r} is empty")
@@ -267,14 +291,17 @@ def _split_problems(
                     f"{_place(record)}: label {record.label} is out of range: with "
                     f"{len(class_names)} classes it must be in [0, {len(class_names) - 1}]"
                 )
-            other, first = seen.setdefault(record.image, (split, record))
-            if first is record or any({split, other} <= names for names in shared):
-                continue
-            where = f"splits {other!r} and {split!r}" if other != split else f"split {split!r} twice"
-            problems.append(
-                f"{_place(record)}: {record.image.name} stands in {where}"
-                + (f" (first: {first.place})" if first.place else "")
-            )
+            known = seen.setdefault(os.path.abspath(record.image), {})
+            for other, first in known.items():
+                if other != split and any({split, other} <= names for names in shared):
+                    continue
+                where = f"splits {other!r} and {split!r}" if other != split else f"{split!r} twice"
+                problems.append(
+                    f"{_place(record)}: {record.image.name} stands in {where}"
+                    + (f" (first: {first.place})" if first.place else "")
+                )
+                break
+            known.setdefault(split, record)
     return problems
 
 
@@ -296,13 +323,14 @@ def _file_problems(record: Record, verify: Verify) -> list[str]:
         return problems
     width, height = size
     problems += [
-        f"{_place(record)}: mask {path.name} is {sizes[path][0]}x{sizes[path][1]} pixels, its image "
-        f"{record.image.name} is {width}x{height}"
+        f"{_place(record)}: mask {path.name} is {sizes[path][0]}x{sizes[path][1]} pixels, "
+        f"its image {record.image.name} is {width}x{height}"
         for path in masks
         if path in sizes and sizes[path] != size
     ]
     problems += [
-        f"{_place(record)}: box {box} leaves its image {record.image.name} of {width}x{height} pixels"
+        f"{_place(record)}: box {box} leaves its image {record.image.name} of "
+        f"{width}x{height} pixels"
         for box in record.boxes or ()
         if min(box) < 0 or box[2] > width or box[3] > height
     ]
@@ -329,14 +357,23 @@ def read_size(path: Path, *, decode: bool = False) -> tuple[int, int]:
 
 
 def read_image(path: Path) -> np.ndarray:
-    """Read an image as (H, W, 3) uint8.
+    """Read an image as (H, W, 3) uint8; of 16 bits, the upper eight are kept.
 
     Raises:
-        DataError: The file cannot be read as an image.
+        DataError: The file cannot be read as an image, or has floating-point pixels.
     """
     try:
         with Image.open(path) as image:
+            if image.mode == "F":
+                raise DataError(
+                    "Image", [f"{path} has floating-point pixels, expected 8 or 16 bits"]
+                )
+            if image.mode.startswith("I"):  # Pillow's own conversion turns 256 and above into 255
+                grey = (np.asarray(image).astype(np.int64) >> 8).clip(0, 255).astype(np.uint8)
+                return np.repeat(grey[..., None], 3, axis=-1)
             return np.asarray(image.convert("RGB"))
+    except DataError:
+        raise
     except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
         raise DataError("Image", [f"{path} is not a readable image ({error})"]) from error
 
@@ -345,7 +382,11 @@ def read_mask(record: Record, shape: tuple[int, int]) -> np.ndarray:
     """Read the mask of a record: (H, W) uint8, 1 foreground, 0 background, 255 ignored.
 
     Foreground is the union of the non-zero pixels of all mask files; ignored are the non-zero
-    pixels of the ignore file that are not foreground (the protocol of wsolevaluation).
+    pixels of the ignore file that are not foreground (the protocol of wsolevaluation). Of a palette
+    image the colours count, as where OpenCV reads it; transparency never counts.
+
+    Raises:
+        DataError: A file cannot be read as an image, or is not of the image's `shape` (H, W).
     """
     foreground = np.zeros(shape, dtype=bool)
     for path in record.masks:
@@ -359,14 +400,14 @@ def read_mask(record: Record, shape: tuple[int, int]) -> np.ndarray:
 def _nonzero(path: Path, shape: tuple[int, int]) -> np.ndarray:
     try:
         with Image.open(path) as image:
-            pixels = np.asarray(image)
-    except (OSError, SyntaxError, ValueError) as error:
+            pixels = np.asarray(image.convert("RGB") if image.mode in ("P", "PA") else image)
+    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
         raise DataError("Mask", [f"{path} is not a readable image ({error})"]) from error
     if pixels.ndim == 3:
-        pixels = pixels[..., :3].any(axis=-1)
+        colours = 3 if pixels.shape[2] > 2 else 1  # grey with transparency has two channels
+        pixels = pixels[..., :colours].max(axis=-1)
     if pixels.shape != shape:
-        raise DataError(
-            "Mask",
-            [f"{path} is {pixels.shape[1]}x{pixels.shape[0]} pixels, its image {shape[1]}x{shape[0]}"],
-        )
-    return np.asarray(pixels != 0)
+        sizes = f"{pixels.shape[1]}x{pixels.shape[0]} pixels, its image {shape[1]}x{shape[0]}"
+        raise DataError("Mask", [f"{path} is {sizes}"])
+    nonzero: np.ndarray = np.asarray(pixels, dtype=bool)
+    return nonzero

@@ -20,7 +20,7 @@ class Key(NamedTuple):
     """What a sampler asks the data set for."""
 
     epoch: int
-    index: int
+    index: int  # type: ignore[assignment]  # hides tuple.index, which nobody needs here
     valid: bool
 
 
@@ -128,7 +128,7 @@ def trainer_position(trainer: Any) -> tuple[int, int]:
     # A checkpoint written in `on_train_batch_end` lacks only the "completed" of a finished batch.
     finished = current.started == current.ready and current.processed == current.started
     done = current.processed if finished else current.completed
-    if done and batches.is_last_batch:  # saved after the last batch: the next pass is the next epoch
+    if done and batches.is_last_batch:  # saved after the last batch: next comes the next epoch
         return epochs.processed + 1, 0
     return epochs.processed, done
 

@@ -1,276 +1,105 @@
-"""Procedural scenes: textured objects on textured ground, with label, mask and boxes.
+"""The built-in data set: procedural scenes, rendered when they are asked for; no files."""
 
-The built-in data of the zoo. No files are read: a scene is a pure function of its arguments. It is
-made so that a class activation map finds the object but does not delineate it, while all that a
-decoder needs to do better is in the pixels:
+from __future__ import annotations
 
-* the class is the *texture* of the object. Its angle, phase, period, sign, contrast and colours are
-  random, so that neither colour nor brightness tells the class;
-* the texture is clear in one part of the object and fades into a neutral one elsewhere, so that a
-  classifier looks at that part;
-* objects are blobs with bent arms, one or two in a scene, bounded by edges of colour and texture;
-* the ground and one to three distractors have the colours and the contrast of objects but only
-  neutral textures, so that what stands out is not yet an object.
+from typing import Any
 
-All lengths are relative to the side of the image, so that a scene looks alike at any size.
-"""
+from wsl_zoo.data.base import ZooDataModule
+from wsl_zoo.data.dataset import Source
+from wsl_zoo.data.scenes import TEXTURES, render_scene
+from wsl_zoo.data.transforms import Sample
 
-from collections.abc import Callable
-from dataclasses import dataclass
-
-import cv2
-import numpy as np
-from numpy.typing import NDArray
-
-Field = NDArray[np.floating]  # float32 throughout
-Mask = NDArray[np.uint8]
-
-MIN_SIZE = 32
-MAX_OBJECTS = 4
-PERIOD = 0.08  # of a class texture, relative to the side; at least 4 pixels
-REACH = 0.6  # radius of an object's clear part, relative to the square root of its area
-TAU = 2 * np.pi
-
-_THETA = np.linspace(0, TAU, 120, endpoint=False)
+# Splits are disjoint ranges of the scene index.
+SPLIT_OFFSET = {"train": 0, "val": 10_000_000, "test": 20_000_000}
 
 
-def _cos(turns: Field) -> Field:
-    wave: Field = np.cos(np.float32(TAU) * turns)
-    return wave
-
-
-def _saw(turns: Field) -> Field:
-    """Distance to the nearest integer, in [0, 0.5]."""
-    distance: Field = np.abs(turns - np.rint(turns))
-    return distance
-
-
-# Each texture is a function of two coordinates that count periods along perpendicular axes.
-_TEXTURES: dict[str, Callable[[Field, Field], Field]] = {
-    "stripes": lambda u, v: _cos(u),
-    # three plane waves at 60 degrees make round spots on a hexagonal lattice
-    "dots": lambda u, v: _cos(u) + _cos(u / 2 + 0.866 * v) + _cos(u / 2 - 0.866 * v),
-    "checks": lambda u, v: np.clip(3 * _cos(u / 2) * _cos(v / 2), -1, 1),
-    "rings": lambda u, v: _cos(2.5 * np.hypot(_saw(u / 1.6), _saw(v / 1.6))),
-    "waves": lambda u, v: _cos(u + 2 * _saw(v / 2)),
-    "mesh": lambda u, v: np.maximum(_cos(u), _cos(v)),
-    "bricks": lambda u, v: np.clip(6 * np.maximum(_cos(v), _cos((u + np.floor(v)) / 2)) - 4, -1, 1),
-    "scales": lambda u, v: _cos(np.hypot(_saw((u + np.floor(v)) / 2) * 2, v - np.floor(v))),
-}
-TEXTURES: tuple[str, ...] = tuple(_TEXTURES)
-
-
-@dataclass(frozen=True)
-class Scene:
-    """One image with its labels.
-
-    Attributes:
-        image: `(H, W, 3)` uint8, RGB.
-        mask: `(H, W)` uint8, 1 on objects, 0 elsewhere (distractors included).
-        boxes: `(n, 4)` float64, `x0 y0 x1 y1` of each object in pixels, inclusive: `x1` and `y1`
-            are its last column and row. Objects never touch, so these are the boxes of the
-            8-connected components of `mask`.
-        label: The class, an index into `TEXTURES`.
-    """
-
-    image: NDArray[np.uint8]
-    mask: Mask
-    boxes: NDArray[np.float64]
-    label: int
-
-
-def _standardize(field: Field) -> Field:
-    mean, deviation = cv2.meanStdDev(field)
-    return (field - np.float32(mean.item())) / np.float32(max(deviation.item(), 1e-6))
-
-
-def noise(rng: np.random.Generator, size: int, cells: float) -> Field:
-    """Smooth noise with `cells` values along a side: `(size, size)`, mean 0, deviation 1."""
-    count = min(size, max(2, round(cells)))
-    coarse = rng.standard_normal((count, count), dtype=np.float32)
-    field: Field = np.empty((size, size), np.float32)
-    cv2.resize(coarse, (size, size), dst=field, interpolation=cv2.INTER_CUBIC)
-    return _standardize(field)
-
-
-def ground(rng: np.random.Generator, size: int) -> Field:
-    """Noise at four scales, from a third of the side down: `(size, size)`, mean 0, deviation 1."""
-    octaves = ((3, 0.8), (8, 0.5), (16, 0.5), (32, 0.4))
-    field = np.zeros((size, size), np.float32)
-    for cells, weight in octaves:
-        field += np.float32(weight) * noise(rng, size, cells)
-    return _standardize(field)
-
-
-def neutral_texture(rng: np.random.Generator, size: int) -> Field:
-    """Noise in the band of the class textures: `(size, size)`, mean 0, deviation 1."""
-    return noise(rng, size, rng.uniform(1.1, 2.2) / PERIOD)
-
-
-def class_texture(rng: np.random.Generator, size: int, label: int) -> Field:
-    """The texture of class `label`, slightly bent: `(size, size)`, mean 0, deviation 1."""
-    angle, phase = rng.uniform(0, TAU), rng.uniform(0, 4, (2, 1, 1)).astype(np.float32)
-    period = max(PERIOD * size, 4.0) * rng.uniform(0.85, 1.15)
-    steps = np.arange(size, dtype=np.float32)
-    along, across = (
-        steps * np.float32(np.cos(angle) / period),
-        steps * np.float32(np.sin(angle) / period),
-    )
-    bend = np.float32(0.15) * noise(rng, size, 3)
-    u = along + across[:, None] + phase[0] + bend
-    v = along[:, None] - across + phase[1] - bend
-    return _standardize(_TEXTURES[TEXTURES[label]](u, v)) * np.float32(rng.choice((-1, 1)))
-
-
-def outline(rng: np.random.Generator) -> NDArray[np.float64]:
-    """A closed curve with deep lobes, bent around its centre: `(n, 2)` x y, enclosing area 1."""
-    orders = np.array([rng.integers(2, 6), 1, 2, 3, 5])
-    depths = np.append(rng.uniform(0.35, 0.6), rng.uniform(0, 0.18, 4))
-    radius = 1 + depths @ np.cos(orders[:, None] * _THETA + rng.uniform(0, TAU, (5, 1)))
-    radius = np.maximum(radius, 0.25)
-    angle = _THETA + rng.uniform(-0.7, 0.7) * radius + rng.uniform(0, TAU)
-    x, y = rng.uniform(0.7, 1.0) * radius * np.cos(angle), radius * np.sin(angle)
-    area = abs(x[:-1] @ y[1:] - y[:-1] @ x[1:] + x[-1] * y[0] - y[-1] * x[0]) / 2
-    curve: NDArray[np.float64] = np.stack((x, y), axis=1) / np.sqrt(area)
-    return curve
-
-
-def blob(rng: np.random.Generator, curve: NDArray[np.float64], size: int, coverage: float) -> Mask:
-    """The region within `curve`, at a random place wholly inside the image.
+class SceneSource:
+    """Scenes of a range of indices.
 
     Args:
-        rng: Source of the place.
-        curve: `(n, 2)` from `outline`.
-        size: Side of the image in pixels.
-        coverage: Area as a fraction of the image; less where the arms would not fit.
-
-    Returns:
-        `(size, size)` uint8 in {0, 1}: one 8-connected component, clear of the image's border.
+        count: How many.
+        offset: Index of the first.
+        seed: Seed of the scenes.
+        size: Side in pixels.
+        num_classes: Number K of classes.
     """
-    extent, room = np.ptp(curve, axis=0), size - 3
-    scale = min(np.sqrt(coverage) * size, room / extent.max())
-    corner = 1 + (room - scale * extent) * rng.uniform(size=2)
-    points = np.rint(16 * (scale * (curve - curve.min(axis=0)) + corner)).astype(np.int32)
-    mask = np.zeros((size, size), np.uint8)
-    cv2.fillPoly(mask, [points], 1, shift=4)
-    return mask
+
+    has_masks = True
+    has_boxes = True
+
+    def __init__(self, count: int, offset: int, seed: int, size: int, num_classes: int) -> None:
+        self.count = count
+        self.offset = offset
+        self.seed = seed
+        self.size = size
+        self.num_classes = num_classes
+
+    def __len__(self) -> int:
+        return self.count
+
+    def load(self, index: int, *, annotations: bool) -> Sample:
+        """Render scene `index`."""
+        if not 0 <= index < self.count:
+            raise IndexError(f"scene {index} of {self.count}")
+        scene = render_scene(
+            self.offset + index, seed=self.seed, size=self.size, num_classes=self.num_classes
+        )
+        return Sample(
+            image=scene.image,
+            label=scene.label,
+            mask=scene.mask if annotations else None,
+            boxes=scene.boxes if annotations else None,
+            path=f"scene-{self.offset + index}",
+            size=(self.size, self.size),
+        )
 
 
-def free_blob(rng: np.random.Generator, size: int, coverage: float, taken: Mask) -> Mask | None:
-    """A blob that touches nothing in `taken`, smaller at each attempt; None if there is no room."""
-    curve = outline(rng)
-    blocked = cv2.dilate(taken, np.ones((5, 5), np.uint8))
-    for attempt in range(60):
-        mask = blob(rng, curve, size, coverage * 0.95**attempt)
-        if not np.logical_and(mask, blocked).any():
-            return mask
-    return None
-
-
-def evidence(rng: np.random.Generator, mask: Mask, rest: float) -> Field:
-    """Clarity of the class in an object: `(H, W)`, 1 around a random pixel, `rest` far from it."""
-    ys, xs = np.nonzero(mask)
-    at, steps = rng.integers(len(xs)), np.arange(len(mask), dtype=np.float32)
-    dx, dy = steps - np.float32(xs[at]), (steps - np.float32(ys[at]))[:, None]
-    near: Field = np.exp(-(((dx * dx + dy * dy) / np.float32(REACH**2 * len(xs))) ** 2))
-    return np.float32(rest) + np.float32(1 - rest) * near
-
-
-def palette(rng: np.random.Generator, hue: float) -> tuple[Field, Field]:
-    """Mean colour and contrast direction of a region: two `(3, 1, 1)` RGB vectors, 0..1 scale."""
-    mean = rng.uniform(0.4, 0.62) + rng.uniform(0.08, 0.2) * np.cos(TAU * (hue - np.arange(3) / 3))
-    axis = rng.uniform(0.10, 0.15) * (1 + rng.uniform(-0.35, 0.35, 3))
-    return mean.astype(np.float32).reshape(3, 1, 1), axis.astype(np.float32).reshape(3, 1, 1)
-
-
-def paint(image: Field, field: Field, colors: tuple[Field, Field], mask: Mask) -> None:
-    """Draw a region over `image`, in place, its edge softened by about a pixel.
+class SyntheticData(ZooDataModule):
+    """Textured objects on textured ground with labels, masks and boxes; the class is the texture.
 
     Args:
-        image: `(3, H, W)`, 0..1 scale.
-        field: `(H, W)` texture of deviation 1.
-        colors: Mean colour and contrast direction, from `palette`.
-        mask: `(H, W)` uint8 in {0, 1}, clear of the image's border.
+        train: Number of training images.
+        val: Number of validation images.
+        test: Number of test images.
+        classes: Number K of classes.
+        scene_seed: Seed of the scenes (apart from `seed`, so that runs share their data).
+        image_size: Side of the images in pixels.
+        cache: Keep rendered scenes in memory.
+        **kwargs: See `ZooDataModule`.
     """
-    x, y, width, height = cv2.boundingRect(mask)
-    rows, cols = slice(y - 1, y + height + 1), slice(x - 1, x + width + 1)
-    alpha = cv2.GaussianBlur(mask.astype(np.float32), (3, 3), 0.6)[rows, cols]
-    image[:, rows, cols] += alpha * (
-        colors[0] + field[rows, cols] * colors[1] - image[:, rows, cols]
-    )
 
+    def __init__(
+        self,
+        train: int = 800,
+        val: int = 100,
+        test: int = 200,
+        classes: int = 4,
+        scene_seed: int = 0,
+        image_size: int = 96,
+        cache: bool = True,
+        **kwargs: Any,
+    ) -> None:
+        super().__init__(image_size=image_size, cache=cache, **kwargs)
+        if not 2 <= classes <= len(TEXTURES):
+            raise ValueError(f"classes={classes} must be between 2 and {len(TEXTURES)}")
+        if min(train, val, test) < classes:
+            raise ValueError(
+                f"train={train}, val={val}, test={test}: every split needs all {classes} classes"
+            )
+        self.counts = {"train": train, "val": val, "test": test}
+        self.classes = classes
+        self.scene_seed = scene_seed
 
-def _span(name: str, number: tuple[int, int] | int, least: int, most: int) -> tuple[int, int]:
-    low, high = (number, number) if isinstance(number, int) else number
-    if not least <= low <= high <= most:
-        raise ValueError(f"{name}={number}: give a number or (low, high) within {least}..{most}")
-    return low, high
+    @property
+    def class_names(self) -> list[str]:
+        """Names of the textures."""
+        return list(TEXTURES)[: self.classes]
 
-
-def render_scene(
-    index: int,
-    *,
-    seed: int = 0,
-    size: int = 96,
-    num_classes: int = 4,
-    num_objects: tuple[int, int] | int = (1, 2),
-    num_distractors: tuple[int, int] | int = (1, 3),
-    coverage: tuple[float, float] = (0.12, 0.30),
-    rest: float = 0.25,
-    grain: float = 0.02,
-) -> Scene:
-    """Render one scene: the same for the same arguments, in any process and in any order.
-
-    Args:
-        index: Number of the scene, from 0. The label is `index % num_classes`, so that any run of
-            successive scenes is balanced.
-        seed: Family of scenes, from 0.
-        size: Side of the image in pixels, at least `MIN_SIZE`.
-        num_classes: 1 to `len(TEXTURES)`.
-        num_objects: Number of objects or its inclusive range, 1 to `MAX_OBJECTS`. An object for
-            which no room is found is left out (never the first).
-        num_distractors: Number of distractors or its inclusive range, from 0.
-        coverage: Range of the objects' joint area as a fraction of the image, within (0, 0.5].
-        rest: Clarity of the class away from an object's clear part, in [0, 1]: lower is harder.
-        grain: Deviation of the pixel noise, 0..1 scale.
-
-    Raises:
-        ValueError: An argument is out of its range.
-    """
-    if index < 0 or seed < 0:
-        raise ValueError(f"index and seed count from 0, got index={index} and seed={seed}")
-    if size < MIN_SIZE:
-        raise ValueError(f"size={size} is too small for a texture: at least {MIN_SIZE} pixels")
-    if not 1 <= num_classes <= len(TEXTURES):
-        raise ValueError(f"num_classes={num_classes}: within 1..{len(TEXTURES)}, for {TEXTURES}")
-    if not 0 < coverage[0] <= coverage[1] <= 0.5:
-        raise ValueError(f"coverage={coverage}: give (low, high) with 0 < low <= high <= 0.5")
-    if not (0 <= rest <= 1 and grain >= 0):
-        raise ValueError(f"rest={rest}, grain={grain}: rest lies in 0..1, grain is not negative")
-    objects = _span("num_objects", num_objects, 1, MAX_OBJECTS)
-    distractors = _span("num_distractors", num_distractors, 0, 2 * MAX_OBJECTS)
-
-    rng = np.random.default_rng((seed, index))
-    label, hue = index % num_classes, rng.uniform()
-    mean, axis = palette(rng, hue)
-    image = mean + axis * ground(rng, size)
-    for _ in range(rng.integers(*distractors, endpoint=True)):
-        shape = blob(rng, outline(rng), size, rng.uniform(0.03, 0.10))
-        paint(image, neutral_texture(rng, size), palette(rng, hue + rng.uniform(0.2, 0.8)), shape)
-
-    mask, boxes = np.zeros((size, size), np.uint8), []
-    count = rng.integers(*objects, endpoint=True)
-    for _ in range(count):
-        placed = free_blob(rng, size, rng.uniform(*coverage) / count, mask)
-        if placed is None:
-            continue
-        clarity = evidence(rng, placed, rest)
-        field = clarity * class_texture(rng, size, label)
-        field += np.sqrt(1 - clarity * clarity) * neutral_texture(rng, size)
-        paint(image, field, palette(rng, hue + rng.uniform(0.2, 0.8)), placed)
-        mask |= placed
-        x, y, width, height = cv2.boundingRect(placed)
-        boxes.append((x, y, x + width - 1, y + height - 1))
-    image += np.float32(grain) * rng.standard_normal((size, size), dtype=np.float32)
-    pixels = np.clip(255 * image + 0.5, 0, 255).astype(np.uint8)
-    return Scene(pixels.transpose(1, 2, 0).copy(), mask, np.array(boxes, np.float64), label)
+    def read(self) -> dict[str, Source]:
+        """Return a source per split."""
+        return {
+            split: SceneSource(
+                count, SPLIT_OFFSET[split], self.scene_seed, self.train_resize, self.classes
+            )
+            for split, count in self.counts.items()
+        }

@@ -9,6 +9,7 @@ augmentation library (whose boxes go through float32). Training follows the reci
 from __future__ import annotations
 
 import os
+import random
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -20,7 +21,7 @@ from torch import Tensor
 # albumentations asks the network for its newest release at import unless told not to.
 os.environ.setdefault("NO_ALBUMENTATIONS_UPDATE", "1")
 
-import albumentations as A  # noqa: E402
+import albumentations as A
 
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)
@@ -34,7 +35,8 @@ class Sample:
         image: (H, W, 3) uint8.
         label: Class index, -1 for none.
         mask: (H, W) uint8 in {0, 1, 255}, or None.
-        boxes: (n, 4) float64 xyxy in pixels of the image as it is now, or None.
+        boxes: (n, 4) float64 xyxy in pixels of the image as it is now, or None. Coordinates are
+            those of pixel edges: the whole image is (0, 0, W, H).
         group: Patient, case or video.
         path: Where the image came from.
         size: (height, width) before any resizing.
@@ -57,14 +59,15 @@ def resize_image(image: np.ndarray, size: tuple[int, int]) -> np.ndarray:
 
 
 def resize_mask(mask: np.ndarray, size: tuple[int, int]) -> np.ndarray:
-    """Resize (H, W) to `size` by nearest neighbour: source index `floor(i * H / H')` in float64.
+    """Resize (H, W) to `size` by nearest neighbour: source index `floor(i * H / H')`.
 
-    This is OpenCV's INTER_NEAREST, by which the published numbers were made.
+    This is OpenCV's INTER_NEAREST, by which the published numbers were made, down to its float64
+    rounding of the factor, `1 / (H' / H)`, which moves a row or column for one size in twenty.
     """
     if mask.shape == size:
         return mask
     rows, columns = (
-        np.minimum(np.floor(np.arange(new) * (old / new)).astype(np.int64), old - 1)
+        np.minimum(np.floor(np.arange(new) * (1 / (new / old))).astype(np.int64), old - 1)
         for new, old in zip(size, mask.shape, strict=True)
     )
     return np.asarray(mask[rows[:, None], columns])
@@ -94,10 +97,13 @@ def resize(sample: Sample, size: tuple[int, int]) -> Sample:
 class Augment:
     """Random crop, flips and colour jitter of image, mask and boxes, a pure function of a seed.
 
+    Boxes are clipped to the crop; those of less than one square pixel are dropped.
+
     Args:
         crop: Side of the square crop, in pixels of the resized image; None: no crop.
         hflip: Probability of a horizontal flip, in [0, 1].
         vflip: Probability of a vertical flip, in [0, 1].
+        rotate90: Rotate by 0, 90, 180 or 270 degrees, each as likely.
         color_jitter: Strengths of (brightness, contrast, saturation, hue); None: none.
     """
 
@@ -106,6 +112,7 @@ class Augment:
         crop: int | None = 224,
         hflip: float = 0.5,
         vflip: float = 0.0,
+        rotate90: bool = False,
         color_jitter: Sequence[float] | None = None,
     ) -> None:
         steps: list[A.BasicTransform] = []
@@ -115,6 +122,10 @@ class Augment:
             steps.append(A.HorizontalFlip(p=hflip))
         if vflip:
             steps.append(A.VerticalFlip(p=vflip))
+        if rotate90:
+            steps.append(A.RandomRotate90(p=1.0))
+        if not steps:
+            steps.append(A.NoOp())  # without a geometric step, albumentations warns of the boxes
         if color_jitter is not None:
             brightness, contrast, saturation, hue = color_jitter
             steps.append(
@@ -129,7 +140,13 @@ class Augment:
         self.crop = crop
         self.pipeline = A.Compose(
             steps,
-            bbox_params=A.BboxParams(format="pascal_voc", label_fields=["box_ids"], min_area=1.0),
+            bbox_params=A.BboxParams(
+                format="pascal_voc",
+                label_fields=["box_ids"],
+                min_area=1.0,
+                clip=True,
+                filter_invalid_bboxes=True,  # else a box without extent ends the run
+            ),
         )
 
     def __call__(self, sample: Sample, seed: int) -> Sample:
@@ -144,7 +161,8 @@ class Augment:
                 f"cannot crop {self.crop}x{self.crop} from {sample.path or 'an image'} of "
                 f"{width}x{height} pixels: set train_resize >= image_size"
             )
-        self.pipeline.set_random_seed(seed)
+        # `set_random_seed` would start every step from the same state: both flips always together.
+        self.pipeline.set_random_state(np.random.default_rng(seed), random.Random(seed))
         boxes = sample.boxes if sample.boxes is not None else np.zeros((0, 4))
         arguments = {"image": sample.image, "bboxes": boxes, "box_ids": np.arange(len(boxes))}
         if sample.mask is not None:

@@ -28,6 +28,7 @@ from torch import Tensor, nn
 
 from wsl_zoo.encoders import surgery
 from wsl_zoo.encoders.surgery import Tap
+from wsl_zoo.encoders.weights import load_weights
 
 # How timm is asked to take images of another size than the network's own.
 ANY_SIZE = {
@@ -38,6 +39,21 @@ ANY_SIZE = {
     "swin_transformer_v2": {"strict_img_size": False},
 }
 TRANSFORMER_LEVELS = 4
+# What `wsl-zoo list encoders` shows: the networks that the tests build. Any other timm name may do.
+TESTED: dict[str, str] = {
+    "resnet18": "stride 8 or 16, undilated or dilated",
+    "resnet50": "the papers' encoder; stride 8 or 16, undilated or dilated; form wsol",
+    "vgg16": "form wsol: three poolings and conv6",
+    "inception_v3": "form wsol: stride 8 up to Mixed_6e and two A3 blocks",
+    "densenet121": "undilated strides",
+    "efficientnet_b0": "undilated or dilated strides",
+    "mobilenetv2_100": "undilated or dilated strides",
+    "convnext_atto": "undilated or dilated strides",
+    "swin_tiny_patch4_window7_224": "any image size that its patches divide",
+    "deit_tiny_patch16_224": "any image size that its patches divide",
+    "test_resnet": "for tests and the demo; random weights",
+    "test_vit": "for tests; random weights",
+}
 
 
 class Encoder(nn.Module):
@@ -146,7 +162,7 @@ class Encoder(nn.Module):
             self.model.load_state_dict(state, strict=False)
         else:
             path = Path(weights).expanduser()
-            surgery.load_weights(self.model, path, self.in_chans, self._removed, self._new_layers)
+            load_weights(self.model, path, self.in_chans, self._removed, self._new_layers)
 
     def forward(self, image: Tensor, levels: bool = True) -> tuple[Tensor, list[Tensor]]:
         """Final map and pyramid.

@@ -8,7 +8,6 @@ it, `param_groups`, `frozen`, `prepare_batch`, `refresh`. Everything else stands
 from __future__ import annotations
 
 import importlib
-import math
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
@@ -19,7 +18,6 @@ import torch
 from pytorch_lightning import LightningModule
 from pytorch_lightning.utilities.types import OptimizerLRScheduler
 from torch import Tensor, nn
-from torch.optim.lr_scheduler import LambdaLR
 
 from wsl_zoo import __version__
 from wsl_zoo.cams.normalize import normalize_map
@@ -27,6 +25,7 @@ from wsl_zoo.data.dataset import stable_seed
 from wsl_zoo.encoders import Encoder
 from wsl_zoo.metrics.split import SplitMetrics
 from wsl_zoo.prediction import Prediction, predict_image
+from wsl_zoo.schedules import make_optimizer, make_scheduler
 from wsl_zoo.types import Batch, Output, Target
 
 BATCH_NORMS = (nn.modules.batchnorm._BatchNorm,)
@@ -51,6 +50,8 @@ class ZooModule(LightningModule, ABC):
         in_chans: Channels C of the input.
         stride: Output stride of the encoder, 8, 16 or 32; None: its own.
         stride_mode: "undilated" (the papers': stride removed, weights as they are) or "dilated".
+        form: "wsol" gives the papers' forms of VGG16 and InceptionV3.
+        img_size: Image size that a ViT or Swin is built for.
         mean: Mean of the input normalisation per channel, in [0, 1]; default: the encoder's.
         std: Its standard deviation; default: the encoder's.
         freeze_bn: Keep the running statistics of the encoder's batch norms as they are.
@@ -82,6 +83,8 @@ class ZooModule(LightningModule, ABC):
         in_chans: int = 3,
         stride: int | None = None,
         stride_mode: Literal["undilated", "dilated"] = "undilated",
+        form: Literal["timm", "wsol"] = "timm",
+        img_size: int | None = None,
         mean: list[float] | None = None,
         std: list[float] | None = None,
         freeze_bn: bool = False,
@@ -107,7 +110,14 @@ class ZooModule(LightningModule, ABC):
         self.num_classes = num_classes
         self.class_names = class_names or [str(k) for k in range(num_classes)]
         self.encoder = Encoder(
-            encoder, in_chans=in_chans, stride=stride, stride_mode=stride_mode, mean=mean, std=std
+            encoder,
+            in_chans=in_chans,
+            stride=stride,
+            stride_mode=stride_mode,
+            mean=mean,
+            std=std,
+            form=form,
+            img_size=img_size,
         )
         self.chosen_threshold: float | None = None
         """Threshold of maps chosen on validation; None before one with ground truth."""
@@ -242,46 +252,33 @@ class ZooModule(LightningModule, ABC):
 
     def configure_optimizers(self) -> OptimizerLRScheduler:
         """Return the optimiser over `param_groups` and its schedule, per epoch."""
-        groups = self.param_groups()
         h = self.hparams
-        optimizer: torch.optim.Optimizer
-        if h["optimizer"] == "adamw":
-            optimizer = torch.optim.AdamW(groups, lr=h["lr"], weight_decay=h["weight_decay"])
-        else:
-            optimizer = torch.optim.SGD(
-                groups,
-                lr=h["lr"],
-                momentum=h["momentum"],
-                weight_decay=h["weight_decay"],
-                nesterov=h["momentum"] > 0,
-            )
-        factors = [self._lr_factor(group["lr"]) for group in optimizer.param_groups]
-        scheduler = LambdaLR(optimizer, factors)
+        optimizer = make_optimizer(
+            self.param_groups(), h["optimizer"], h["lr"], h["momentum"], h["weight_decay"]
+        )
+        epochs = self.trainer.max_epochs or 1
+        scheduler = make_scheduler(
+            optimizer, h["schedule"], h["step_size"], h["gamma"], h["min_lr"], epochs
+        )
         return {
             "optimizer": optimizer,
             "lr_scheduler": {"scheduler": scheduler, "interval": "epoch", "name": "lr"},
         }
 
-    def _lr_factor(self, lr: float) -> Any:
-        schedule, gamma, step = (self.hparams[k] for k in ("schedule", "gamma", "step_size"))
-        floor = min(1.0, self.hparams["min_lr"] / lr) if lr else 1.0
-        epochs = max(1, self.trainer.max_epochs or 1)
-
-        def factor(epoch: int) -> float:
-            if schedule == "step":
-                return max(gamma ** (epoch // step), floor)
-            if schedule == "cosine":
-                progress = min(1.0, epoch / epochs)
-                return floor + (1 - floor) * 0.5 * (1 + math.cos(math.pi * progress))
-            return 1.0
-
-        return factor
-
     # Evaluation --------------------------------------------------------------------------------
 
     def _split_names(self, stage: str) -> list[str]:
         data = getattr(self.trainer, "datamodule", None)
-        return data.split_names(stage) if data is not None and hasattr(data, "split_names") else [stage]
+        return (
+            data.split_names(stage)
+            if data is not None and hasattr(data, "split_names")
+            else [stage]
+        )
+
+    def _metrics_of(self, split: str) -> SplitMetrics:
+        metrics = self.metrics[split]
+        assert isinstance(metrics, SplitMetrics)
+        return metrics
 
     def validation_step(self, batch: Batch, batch_idx: int, dataloader_idx: int = 0) -> None:
         """Update the metrics of the validation split."""
@@ -294,7 +291,7 @@ class ZooModule(LightningModule, ABC):
     def _evaluate(self, stage: str, batch: Batch, dataloader_idx: int) -> None:
         output = self(batch)
         localizes = output.map is not None and ("mask" in batch or "boxes" in batch)
-        self.metrics[self._split_names(stage)[dataloader_idx]].update(
+        self._metrics_of(self._split_names(stage)[dataloader_idx]).update(
             logits=output.logits,
             label=batch.get("label"),
             maps=self.localize(batch, output, "label") if localizes else None,
@@ -306,7 +303,7 @@ class ZooModule(LightningModule, ABC):
     def on_validation_epoch_end(self) -> None:
         """Log the metrics; keep the threshold of the split that localisation is judged on."""
         for name in self._split_names("val"):
-            values, threshold = self.metrics[name].compute()
+            values, threshold = self._metrics_of(name).compute()
             if threshold is not None:
                 self.chosen_threshold = threshold
             self._log_metrics(name, values)
@@ -320,11 +317,11 @@ class ZooModule(LightningModule, ABC):
     def on_test_epoch_end(self) -> None:
         """Log the metrics."""
         for name in self._split_names("test"):
-            values, _ = self.metrics[name].compute()
+            values, _ = self._metrics_of(name).compute()
             self._log_metrics(name, values)
 
     def _log_metrics(self, split: str, values: Mapping[str, Tensor]) -> None:
-        self.metrics[split].reset()
+        self._metrics_of(split).reset()
         for name, value in values.items():
             # Equal on all processes already: the metrics summed their integer states.
             self.log(f"{split}/{name}", value.float(), prog_bar=name in {"acc", "pxap"})
@@ -406,6 +403,8 @@ def load_checkpoint(path: Path, map_location: Any = "cpu") -> ZooModule:
         raise ValueError(f"{path} is not a checkpoint of wsl_zoo")
     module_name, _, class_name = ours["class_path"].rpartition(".")
     method = getattr(importlib.import_module(module_name), class_name)
+    if not (isinstance(method, type) and issubclass(method, ZooModule)):
+        raise ValueError(f"{path} names {ours['class_path']}, which is not a method of wsl_zoo")
     hparams = dict(checkpoint["hyper_parameters"])
     model: ZooModule = method(**{k: v for k, v in hparams.items() if not k.startswith("_")})
     model.load_state_dict(checkpoint["state_dict"])

@@ -24,8 +24,8 @@ class CAMClassifier(ZooModule):
     """Image classifier with class activation maps.
 
     Args:
-        head: "wgap" pools, then classifies (CAM); "gap" classifies every position, then pools. Equal
-            functions of the features that differ in what their map holds (GAP's has the bias).
+        head: "wgap" pools, then classifies (CAM); "gap" classifies every position, then pools. The
+            same function of the features; GAP's map holds the bias.
         **kwargs: See `ZooModule`.
     """
 

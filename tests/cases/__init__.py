@@ -1,0 +1,78 @@
+"""A tiny case per method, by which the shared contract tests run it (`tests/test_contract.py`).
+
+`tests/cases/<stem of the method's file>.py` holds `CASES: dict[class name, Case]`. A method without
+one fails the tests.
+"""
+
+import importlib
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from pytorch_lightning import Trainer
+
+import wsl_zoo.methods
+from wsl_zoo import catalogue
+from wsl_zoo.data import SyntheticData, ZooDataModule
+from wsl_zoo.methods.base import ZooModule
+
+
+def tiny_data(**kwargs: Any) -> ZooDataModule:
+    """Built-in scenes, a few and small."""
+    settings = {"train": 8, "val": 8, "test": 8, "image_size": 48, "batch_size": 4}
+    return SyntheticData(**settings | kwargs)
+
+
+@dataclass(frozen=True)
+class Case:
+    """How to build a method in seconds.
+
+    Attributes:
+        arguments: Constructor arguments by stage-1 folder: files that it needs are written there.
+        golden: Total loss of the first training batch with weights from `fill`.
+        learns: Train briefly; return what was reached and what must be exceeded.
+        data: Its data, tiny.
+        float_inputs: Batch keys that eval-mode batching is tested with.
+    """
+
+    arguments: Callable[[Path], dict[str, Any]]
+    golden: float
+    learns: Callable[[Path], dict[str, tuple[float, float]]]
+    data: Callable[..., ZooDataModule] = tiny_data
+    batch_tolerance: float = field(default=1e-5)
+
+
+def case_of(name: str) -> Case:
+    """Return the case of a method."""
+    (entry,) = (entry for entry in catalogue.methods() if entry.name == name)
+    module = importlib.import_module(f"tests.cases.{Path(entry.file).stem}")
+    case: Case = module.CASES[name]
+    return case
+
+
+def build(name: str, folder: Path, **changes: Any) -> ZooModule:
+    """Build a method by its case."""
+    method = getattr(wsl_zoo.methods, name)
+    model: ZooModule = method(**case_of(name).arguments(folder) | changes)
+    return model
+
+
+def trainer(folder: Path, **changes: Any) -> Trainer:
+    """A quiet trainer on the CPU."""
+    settings = {
+        "accelerator": "cpu", "devices": 1, "max_epochs": 1, "logger": False, "inference_mode": False,
+        "enable_progress_bar": False, "enable_model_summary": False, "enable_checkpointing": False,
+        "default_root_dir": folder, "num_sanity_val_steps": 0,
+    }  # fmt: skip
+    return Trainer(**settings | changes)
+
+
+def fill(model: torch.nn.Module) -> None:
+    """Give every weight a value that depends on nothing but its position."""
+    with torch.no_grad():
+        for parameter in model.parameters():
+            n = parameter.numel()
+            wave = torch.sin(torch.arange(n, dtype=torch.float64) * 12.9898 + 0.5)
+            parameter.copy_((wave * (1 / max(1, n / parameter.shape[0]) ** 0.5)).view_as(parameter))

@@ -1,0 +1,80 @@
+"""Optimisers and learning-rate schedules of the papers, per epoch, with a floor for every group."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from typing import Any, Literal
+
+import torch
+from torch.optim import Optimizer
+from torch.optim.lr_scheduler import LambdaLR
+
+Schedule = Literal["step", "cosine", "constant"]
+
+
+def make_optimizer(
+    groups: list[dict[str, Any]],
+    name: Literal["sgd", "adamw"],
+    lr: float,
+    momentum: float,
+    weight_decay: float,
+) -> Optimizer:
+    """Return SGD (Nesterov where there is momentum) or AdamW over parameter groups.
+
+    Raises:
+        ValueError: Another name.
+    """
+    if name == "adamw":
+        return torch.optim.AdamW(groups, lr=lr, weight_decay=weight_decay)
+    if name != "sgd":
+        raise ValueError(f"optimizer={name!r} must be 'sgd' or 'adamw'")
+    return torch.optim.SGD(
+        groups, lr=lr, momentum=momentum, weight_decay=weight_decay, nesterov=momentum > 0
+    )
+
+
+def lr_factor(
+    lr: float, schedule: Schedule, step_size: int, gamma: float, min_lr: float, epochs: int
+) -> Callable[[int], float]:
+    """Return the factor of a group's rate `lr` as a function of the epoch, counted from 0.
+
+    "step": `max(lr gamma^floor(epoch / step_size), min_lr)`, the survey's and F-CAM's decay;
+    "cosine": from `lr` to `min_lr` over `epochs`; "constant": 1.
+
+    Raises:
+        ValueError: Another schedule, or a step size below 1.
+    """
+    if schedule not in {"step", "cosine", "constant"}:
+        raise ValueError(f"schedule={schedule!r} must be 'step', 'cosine' or 'constant'")
+    if step_size < 1:
+        raise ValueError(f"step_size={step_size} must be at least one epoch")
+    floor = min(1.0, min_lr / lr) if lr else 1.0
+
+    def factor(epoch: int) -> float:
+        if schedule == "step":
+            return max(gamma ** (epoch // step_size), floor)
+        if schedule == "cosine":
+            progress = min(1.0, epoch / max(1, epochs))
+            return floor + (1 - floor) * 0.5 * (1 + math.cos(math.pi * progress))
+        return 1.0
+
+    return factor
+
+
+def make_scheduler(
+    optimizer: Optimizer,
+    schedule: Schedule,
+    step_size: int,
+    gamma: float,
+    min_lr: float,
+    epochs: int,
+) -> LambdaLR:
+    """Return the schedule of every group; see `lr_factor`."""
+    return LambdaLR(
+        optimizer,
+        [
+            lr_factor(group["lr"], schedule, step_size, gamma, min_lr, epochs)
+            for group in optimizer.param_groups
+        ],
+    )
