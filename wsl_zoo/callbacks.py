@@ -183,7 +183,7 @@ class PanelWriter(Callback):
 
     def _write(self, trainer: Trainer, suffix: str) -> None:
         for split, rows in self._rows.items():
-            picture = pictures.grid(rows, captions=self._captions[split])
+            picture = pictures.grid(rows, captions=self._captions[split], across=2)
             path = run_folder(trainer) / "panels" / f"{split}{suffix}.png"
             self.written.append(pictures.save(picture, path))
             for logger in trainer.loggers:

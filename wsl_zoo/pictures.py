@@ -72,6 +72,7 @@ def grid(
     header: Sequence[str] = (),
     captions: Sequence[str] = (),
     tile: int | None = None,
+    across: int = 1,
 ) -> np.ndarray:
     """Lay rows of equally sized tiles out on white.
 
@@ -80,6 +81,7 @@ def grid(
         header: One title per column.
         captions: One line under each row.
         tile: Scale tiles to this height in pixels.
+        across: How many rows stand side by side.
 
     Returns:
         (H', W', 3) uint8.
@@ -89,18 +91,24 @@ def grid(
     height = max(picture.shape[0] for row in rows for picture in row)
     width = max(picture.shape[1] for row in rows for picture in row)
     columns = max(len(row) for row in rows)
+    across = min(across, len(rows))
+    lines = -(-len(rows) // across)
     top = LINE + GAP if header else GAP
+    block = columns * (width + GAP) + 2 * GAP
     step = height + GAP + (LINE if captions else 0)
-    canvas = Image.new("RGB", (GAP + columns * (width + GAP), top + len(rows) * step), BACKGROUND)
+    canvas = Image.new("RGB", (across * block - GAP, top + lines * step), BACKGROUND)
     pen = ImageDraw.Draw(canvas)
     font = ImageFont.load_default()
-    for column, title in enumerate(header):
-        pen.text((GAP + column * (width + GAP), GAP // 2), title, fill=INK, font=font)
     for i, row in enumerate(rows):
+        left, y = GAP + (i % across) * block, top + (i // across) * step
         for column, picture in enumerate(row):
-            canvas.paste(Image.fromarray(picture), (GAP + column * (width + GAP), top + i * step))
+            canvas.paste(Image.fromarray(picture), (left + column * (width + GAP), y))
         if captions:
-            pen.text((GAP, top + i * step + height + 1), captions[i], fill=INK, font=font)
+            pen.text((left, y + height + 1), captions[i], fill=INK, font=font)
+    for place in range(across):
+        for column, title in enumerate(header):
+            x = GAP + place * block + column * (width + GAP)
+            pen.text((x, GAP // 2), title, fill=INK, font=font)
     return np.asarray(canvas)
 
 

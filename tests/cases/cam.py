@@ -13,17 +13,19 @@ def arguments(folder: Path) -> dict[str, Any]:
 
 
 def learns(folder: Path) -> dict[str, tuple[float, float]]:
-    """Accuracy beats 0.8 (chance 0.25) and PxAP one and a half times the prevalence."""
-    data = SyntheticData(train=400, val=64, test=64, image_size=64, batch_size=32)
-    model = CAMClassifier(
-        num_classes=4, encoder="test_resnet", stride=8, optimizer="adamw", lr=2e-3,
-        head_lr_factor=1.0, schedule="cosine",
+    """Accuracy beats 0.7 (chance 0.25) and PxAP one and a half times the prevalence."""
+    data = SyntheticData(
+        train=400, val=100, test=100, image_size=64, batch_size=16, rotate90=True
     )  # fmt: skip
-    run = trainer(folder, max_epochs=6)
+    model = CAMClassifier(
+        num_classes=4, encoder="test_resnet", stride=16, optimizer="adamw", lr=3e-3,
+        weight_decay=1e-2, head_lr_factor=1.0, schedule="cosine",
+    )  # fmt: skip
+    run = trainer(folder, max_epochs=10, limit_val_batches=0)
     run.fit(model, data)
-    values = run.validate(model, data, verbose=False)[0]
+    values = trainer(folder).validate(model, data, verbose=False)[0]
     return {
-        "accuracy": (values["val/acc"], 0.8),
+        "accuracy": (values["val/acc"], 0.7),
         "PxAP": (values["val/pxap"], 1.5 * values["val/prevalence"]),
     }
 

@@ -5,7 +5,7 @@ Medical Image Analysis 2017. Original layout: `train_1.bmp ... train_85.bmp`, `t
 instance masks `<name>_anno.bmp` (any id > 0 is gland, in benign and malignant images alike) and
 `Grade.csv` (bare carriage returns as line ends, blanks after the commas).
 
-Protocol of the survey (arXiv 2201.02445): the 85 training images in five folds, of which one is
+Protocol of the survey (arXiv 1909.03354): the 85 training images in five folds, of which one is
 `valcl`; `valpx` is three images per class of `valcl`, the only ones whose masks selection may see.
 """
 

@@ -3,7 +3,7 @@
 Evaluation resizes to a square without keeping the aspect and without a crop, so that ground truth
 maps by the same two factors: masks by nearest neighbour, boxes in float64, both here and not in the
 augmentation library (whose boxes go through float32). Training follows the recipe of the survey
-(arXiv 2201.02445): resize to 256 x 256, random crop of 224, flips, for histology colour jitter.
+(arXiv 1909.03354): resize to 256 x 256, random crop of 224, flips, for histology colour jitter.
 """
 
 from __future__ import annotations

@@ -35,7 +35,7 @@ DEFAULT_THRESHOLD = 0.5
 class ZooModule(LightningModule, ABC):
     """Base of all methods over a shared timm encoder.
 
-    Optimiser and schedule defaults are the survey's recipe (arXiv 2201.02445): SGD with Nesterov
+    Optimiser and schedule defaults are the survey's recipe (arXiv 1909.03354): SGD with Nesterov
     momentum 0.9 and weight decay 1e-4; the head (and layer4 of a ResNet, and layers that are new
     to a trunk) learn ten times faster; the rate decays by `gamma` every `step_size` epochs, never
     below `min_lr`.
