@@ -75,7 +75,8 @@ def dispatch(args: Sequence[str]) -> None:
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command line; return its exit status (0 done, 1 failed, 2 wrong usage)."""
     args = list(sys.argv[1:] if argv is None else argv)
-    if not args or args[0] in {"-h", "--help", "help"}:
+    asked = {"-h", "--help"} & set(args[1:]) and args[0] in {"run", "table", "list"}
+    if not args or args[0] in {"-h", "--help", "help"} or asked:
         print(USAGE.format(kinds=", ".join(catalogue.KINDS)))
         return 0
     if args[0] == "--version":

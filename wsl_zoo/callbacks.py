@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import csv
+import io
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Literal
@@ -54,9 +56,23 @@ class BestCheckpoint(ModelCheckpoint):
             select = getattr(data, "selection", None)
             chosen = select() if select is not None else {"cl": "val/acc"}
             self.monitor = chosen.get(self.kind)
-        if self.monitor is None:  # nothing to judge by: keep nothing
-            self.save_top_k = 0
+            if self.monitor is None:  # nothing to judge by: keep nothing
+                self.save_top_k = 0
         super().setup(trainer, pl_module, stage)
+
+    def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Judge the model, where there is something to judge it by."""
+        if self._judged(trainer):
+            super().on_validation_end(trainer, pl_module)
+
+    def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Judge the model, where there is something to judge it by."""
+        if self._judged(trainer):
+            super().on_train_epoch_end(trainer, pl_module)
+
+    def _judged(self, trainer: Trainer) -> bool:
+        """Return whether there is a score: not without validation, nor without any foreground."""
+        return self.monitor is not None and self.monitor in trainer.callback_metrics
 
 
 class LastCheckpoint(ModelCheckpoint):
@@ -75,13 +91,19 @@ class LastCheckpoint(ModelCheckpoint):
             "enable_version_counter": False,
             "save_on_exception": True,
             "every_n_train_steps": every_n_train_steps,
-            "save_on_train_epoch_end": None if every_n_train_steps else True,
+            "save_on_train_epoch_end": True,
         }
         super().__init__(**settings | kwargs)
+        if every_n_train_steps:
+            self._every_n_epochs = 1  # the base takes either steps or epochs, here both count
 
 
 def run_folder(trainer: Trainer) -> Path:
-    """Return the folder of a run: that of the checkpoint in use, else the logger's."""
+    """Return the folder of a run: that of the checkpoint in use, else the logger's.
+
+    All processes must call this (the first tells the others its folder), at a stage's start or
+    later: in `setup` the trainer does not know its checkpoint yet.
+    """
     checkpoint = trainer.ckpt_path
     if trainer.state.fn != "fit" and isinstance(checkpoint, str | Path):
         parent = Path(checkpoint).parent
@@ -97,8 +119,9 @@ def to_pixels(raw: torch.Tensor) -> np.ndarray:
 class PanelWriter(Callback):
     """Writes image | mask | map | boxes of some images of every validation and test split.
 
-    Per validation epoch one PNG `panels/<split>/epoch_000.png` in the run's folder, for the test
-    `panels/<split>.png`; W&B receives the same pictures.
+    Per validation epoch of a fit one PNG `panels/<split>/epoch_000.png` in the run's folder; of a
+    test, or a validation by itself, `panels/<split>_<checkpoint>.png`. W&B receives the same
+    pictures.
 
     Args:
         count: Number of images, evenly spaced over the split so that they show several classes.
@@ -113,6 +136,14 @@ class PanelWriter(Callback):
         self._rows: dict[str, list[list[np.ndarray]]] = {}
         self._captions: dict[str, list[str]] = {}
 
+    def on_validation_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Look up the run's folder."""
+        self._folder = run_folder(trainer)
+
+    def on_test_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Look up the run's folder."""
+        self._folder = run_folder(trainer)
+
     def on_validation_batch_end(
         self,
         trainer: Trainer,
@@ -123,7 +154,7 @@ class PanelWriter(Callback):
         dataloader_idx: int = 0,
     ) -> None:
         """Draw this batch's share of the pictures."""
-        due = trainer.current_epoch % self.every_n_epochs == 0
+        due = trainer.state.fn != "fit" or trainer.current_epoch % self.every_n_epochs == 0
         if due and not trainer.sanity_checking:
             self._draw(trainer, pl_module, "val", batch, dataloader_idx)
 
@@ -141,12 +172,12 @@ class PanelWriter(Callback):
 
     def on_validation_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Write the pictures."""
-        self._write(trainer, f"/epoch_{trainer.current_epoch:03d}")
+        epoch = f"/epoch_{trainer.current_epoch:03d}"
+        self._write(trainer, epoch if trainer.state.fn == "fit" else _checkpoint_suffix(trainer))
 
     def on_test_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Write the pictures."""
-        checkpoint = Path(str(trainer.ckpt_path)).stem if trainer.ckpt_path else "model"
-        self._write(trainer, f"_{checkpoint}")
+        self._write(trainer, _checkpoint_suffix(trainer))
 
     def _draw(self, trainer: Trainer, module: Any, stage: str, batch: Batch, loader: int) -> None:
         data = getattr(trainer, "datamodule", None)
@@ -184,13 +215,17 @@ class PanelWriter(Callback):
     def _write(self, trainer: Trainer, suffix: str) -> None:
         for split, rows in self._rows.items():
             picture = pictures.grid(rows, captions=self._captions[split], across=2)
-            path = run_folder(trainer) / "panels" / f"{split}{suffix}.png"
+            path = self._folder / "panels" / f"{split}{suffix}.png"
             self.written.append(pictures.save(picture, path))
             for logger in trainer.loggers:
                 if isinstance(logger, WandbLogger):
                     logger.log_image(f"panels/{split}", [Image.fromarray(picture)])
         self._rows.clear()
         self._captions.clear()
+
+
+def _checkpoint_suffix(trainer: Trainer) -> str:
+    return f"_{Path(str(trainer.ckpt_path)).stem if trainer.ckpt_path else 'model'}"
 
 
 def _take(value: Any, rows: Sequence[int]) -> Any:
@@ -211,12 +246,15 @@ class MapWriter(Callback):
         super().__init__()
         self.folder = Path(folder) if folder is not None else None
         self.count = 0
-        self._rows: list[str] = []
+        self._fixed = folder is not None
+        self._rows: list[tuple[str, ...]] = []
 
-    def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+    def on_predict_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Choose the folder."""
-        if self.folder is None:
+        if not self._fixed:
             self.folder = run_folder(trainer) / "predictions"
+        self.count = 0
+        self._rows.clear()
 
     def on_predict_batch_end(
         self,
@@ -273,10 +311,7 @@ class MapWriter(Callback):
             drawn = pictures.draw_boxes(image, prediction.boxes, pictures.PREDICTED)
             pictures.save(drawn, stem.with_name(f"{stem.name}.png"))
             boxes = ";".join(" ".join(map(str, box)) for box in prediction.boxes.tolist())
-        name = path.replace('"', '""')
-        self._rows.append(
-            f'"{name}","{prediction.class_name}",{prediction.probability:.6f},{boxes}'
-        )
+        self._rows.append((path, prediction.class_name, f"{prediction.probability:.6f}", boxes))
         self.count += 1
 
     def on_predict_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
@@ -284,19 +319,28 @@ class MapWriter(Callback):
         assert self.folder is not None
         self.folder.mkdir(parents=True, exist_ok=True)
         rank = f"_{trainer.global_rank}" if trainer.world_size > 1 else ""
-        text = "\n".join(["image,class,probability,boxes", *self._rows]) + "\n"
-        (self.folder / f"predictions{rank}.csv").write_text(text, encoding="utf-8")
+        table = io.StringIO()
+        writer = csv.writer(table, lineterminator="\n")
+        writer.writerow(("image", "class", "probability", "boxes"))
+        writer.writerows(self._rows)
+        partial = self.folder / f".predictions{rank}.csv.partial"
+        partial.write_text(table.getvalue(), encoding="utf-8")
+        partial.replace(self.folder / f"predictions{rank}.csv")
 
 
 def relative_stem(path: str, trainer: Trainer) -> Path:
     """Return where an image's predictions go: the same path as below the image folder.
 
-    `a.jpg` and `a.png` beside each other become `a_jpg` and `a_png`, so neither is overwritten.
+    That is `predict_images`, or the root (or the manifest's folder) of the data set. `a.jpg` and
+    `a.png` beside each other become `a_jpg` and `a_png`, so neither is overwritten.
     """
-    root = getattr(getattr(trainer, "datamodule", None), "predict_images", None)
+    data = getattr(trainer, "datamodule", None)
     file = Path(path)
-    folder = Path(root) if root is not None else None
-    file = file.relative_to(folder) if folder is not None and folder.is_dir() else Path(file.name)
+    manifest = getattr(data, "manifest", None)
+    roots = [getattr(data, name, None) for name in ("predict_images", "root")]
+    roots += [Path(manifest).parent] if manifest is not None else []
+    below = [root for root in roots if root is not None and file.is_relative_to(root)]
+    file = file.relative_to(below[0]) if below and file != Path(below[0]) else Path(file.name)
     return file.with_name(f"{file.stem}_{file.suffix.lstrip('.')}" if file.suffix else file.name)
 
 
@@ -312,6 +356,10 @@ class ResultWriter(Callback):
         self.show = show
         self.columns: dict[str, dict[str, float]] = {}
 
+    def on_test_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Look up the run's folder."""
+        self._folder = run_folder(trainer)
+
     def on_test_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Keep, write and print the results."""
         if not trainer.is_global_zero:
@@ -320,6 +368,6 @@ class ResultWriter(Callback):
         checkpoint = Path(str(trainer.ckpt_path)).stem if trainer.ckpt_path else "model"
         self.columns[checkpoint] = values
         row = {"checkpoint": checkpoint, "metrics": values}
-        path = reports.append_result(run_folder(trainer), row)
+        path = reports.append_result(self._folder, row)
         if self.show:
             reports.print_results(self.columns, caption=f"appended to {path}")

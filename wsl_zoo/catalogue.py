@@ -54,7 +54,7 @@ def _classes(folder: str, base: str) -> list[Entry]:
         paper = _paper(ast.get_docstring(tree))
         for node in tree.body:
             if isinstance(node, ast.ClassDef) and not node.name.startswith("_"):
-                bases = {b.id for b in node.bases if isinstance(b, ast.Name)}
+                bases = {ast.unparse(b).rpartition(".")[2] for b in node.bases}
                 summary = _first_line(ast.get_docstring(node))
                 entry = Entry(node.name, summary, paper, f"{folder}/{path.name}")
                 found[node.name] = (bases, entry)
@@ -142,7 +142,7 @@ def config_path(name: str) -> Path:
     if shipped.is_file():
         return shipped
     names = [entry.name for entry in configs()]
-    near = get_close_matches(str(path.with_suffix("")), names, n=3, cutoff=0.4) or names
+    near = get_close_matches(name.removesuffix(path.suffix), names, n=3, cutoff=0.4) or names
     raise FileNotFoundError(
         f"config {name!r} is neither a file nor a shipped config; nearest: {', '.join(near)}"
     )

@@ -5,6 +5,7 @@
 * A run has one folder, `runs/<config>/version_<k>` or `--run_dir`, with `metrics.csv`,
   `config.yaml`, `checkpoints/`, `panels/`, `results.jsonl`. Resuming continues in it; nothing in it
   is overwritten.
+* Where stdout is no terminal, one line per epoch takes the place of the progress bar.
 """
 
 from __future__ import annotations
@@ -12,7 +13,9 @@ from __future__ import annotations
 import inspect
 import json
 import logging
+import pickle
 import re
+import signal
 import sys
 import warnings
 from collections.abc import Iterator, Sequence
@@ -22,11 +25,14 @@ from pathlib import Path
 from typing import Any, Literal, NoReturn
 
 import torch
+import yaml
+from lightning_fabric.utilities.exceptions import MisconfigurationException
 from lightning_utilities.core.rank_zero import rank_zero_only
-from pytorch_lightning import LightningModule, Trainer
+from pytorch_lightning import Callback, LightningModule, Trainer
 from pytorch_lightning.callbacks import ModelCheckpoint, RichProgressBar
 from pytorch_lightning.cli import LightningArgumentParser, LightningCLI, SaveConfigCallback
 from pytorch_lightning.loggers import CSVLogger, Logger, WandbLogger
+from pytorch_lightning.utilities.exceptions import SIGTERMException
 
 import wsl_zoo.methods  # noqa: F401  (so that class names need no module path)
 from wsl_zoo import catalogue, reports
@@ -36,12 +42,20 @@ from wsl_zoo.methods.base import ZooModule
 
 ROOT = "runs"
 Checkpoint = Literal["best_cl", "best_loc", "last"]
-UNKNOWN_KEY = re.compile(r"option '([\w.]+)'", re.IGNORECASE)
-UNKNOWN_CLASS = re.compile(r"has no attribute '(\w+)'")
+UNKNOWN_KEY = re.compile(r"option '([\w.]+)'|unrecognized arguments: --([\w.]+)", re.IGNORECASE)
+UNKNOWN_CLASS = re.compile(r"has no attribute '(\w+)'|dot import path string: (\w+)")
+# Lines of jsonargparse about its own types: what was wrong stands between them.
+TYPE_NOISE = re.compile(
+    r"^[\s-]*(Does not validate against any of the Union subtypes|Subtypes: |Errors:$"
+    r"|Expected a <class 'NoneType'>|Given value type: |Given value: Namespace\().*\n?",
+    re.MULTILINE,
+)
 SILENCED = (
     ".*does not have many workers.*",  # for small data on few cores the main process does best
     ".*smaller than the logging interval.*",
     ".*LeafSpec.*",  # between Lightning and torch
+    ".*sync_dist=True.*",  # metrics have summed their states over the processes already
+    ".*The dirpath has changed from.*",  # a test writes no checkpoints
     ".*Checkpoint directory .* exists and is not empty.*",  # a resumed run continues in its folder
     ".*lightning_logs.*|.*Experiment logs directory.*exists and is not empty.*",
 )
@@ -52,20 +66,36 @@ OPTIONS = ("config", "model", "data", "trainer", "ckpt_path", "seed_everything",
 class ZooParser(LightningArgumentParser):
     """Parser whose message on an unknown key or class names the nearest right one."""
 
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        # `--trainer.max_epoch` is a mistake, not `--trainer.max_epochs`.
+        super().__init__(*args, **kwargs | {"allow_abbrev": False})
+
     def error(self, message: str, ex: Exception | None = None) -> NoReturn:
         """Print the message with a suggestion and exit with status 2."""
-        print(f"error: {message.strip()}{hint(message)}", file=sys.stderr)
+        print(f"error: {plain(message)}{hint(message)}", file=sys.stderr)
         raise SystemExit(2)
+
+
+def plain(message: str) -> str:
+    """Drop from a message of the parser what it says about its own types."""
+    return TYPE_NOISE.sub("", message).strip().removeprefix("- ")
 
 
 def hint(message: str) -> str:
     """Return a line naming what a message on an unknown key or class most likely meant, or ""."""
     if found := UNKNOWN_CLASS.search(message):
         known = [entry.name for kind in ("methods", "data") for entry in catalogue.entries(kind)]
-        wrong = [found[1]]
+        wrong = [found[1] or found[2]]
     elif found := UNKNOWN_KEY.search(message):
         known = [*OPTIONS, *_parameters()]
-        wrong = [part for part in found[1].split(".") if part not in known]
+        wrong = [part for part in (found[1] or found[2]).split(".") if part not in known]
+    elif "is abstract" in message:
+        return "\nIt takes the keys class_path and init_args, and all options stand in init_args"
+    elif "arguments are required" in message:
+        return (
+            "\nGive --config FILE, or a name that `wsl-zoo list configs` shows; to predict on "
+            "images: --ckpt_path CKPT --images DIR"
+        )
     else:
         return ""
     near = [name for part in wrong for name in get_close_matches(part, known, n=1, cutoff=0.5)]
@@ -92,6 +122,20 @@ class SaveConfig(SaveConfigCallback):
             if isinstance(logger, WandbLogger):
                 dump = self.parser.dump(self.config, skip_none=False, format="json")
                 logger.log_hyperparams({"config": json.loads(dump)})
+
+
+class EpochLines(Callback):
+    """Prints a line per epoch: what a log file has of a progress bar."""
+
+    def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Print what the progress bar would show."""
+        if trainer.is_global_zero:
+            values = ", ".join(
+                f"{name.removesuffix('_epoch')} {float(value):.4f}"
+                for name, value in sorted(trainer.progress_bar_metrics.items())
+                if "/" in name and not name.endswith("_step")
+            )
+            print(f"epoch {trainer.current_epoch + 1}/{trainer.max_epochs}: {values}", flush=True)
 
 
 class ZooCLI(LightningCLI):
@@ -149,52 +193,68 @@ class ZooCLI(LightningCLI):
         return self._get(self.config, name)
 
     def before_instantiate_classes(self) -> None:
-        """Only `fit` has a configuration worth saving."""
-        if self.subcommand != "fit":
-            self.save_config_callback = None
+        """Only `fit` has a configuration worth saving; all others need something trained."""
+        if self.subcommand == "fit":
+            return
+        self.save_config_callback = None
+        if self.option("ckpt_path") is None:
+            raise ValueError(
+                f"wsl-zoo {self.subcommand} needs --ckpt_path CKPT: without one the model is "
+                "untrained (start weights are read by fit only)"
+            )
+        if self.subcommand == "test":  # `ResultWriter` prints the table
+            self.config.test.verbose = False
 
     def instantiate_trainer(self, **kwargs: Any) -> Trainer:
         """Make the trainer with the run's loggers and callbacks."""
-        if self.option("trainer.logger") is None:
-            kwargs["logger"] = self._loggers()
         if self.subcommand == "fit":
             _refuse_used_folder(self.option("run_dir"), self.option("ckpt_path"))
-        self.results = ResultWriter(show=not self.option("then_test"))
-        self.trainer_defaults = {
-            "callbacks": [
-                BestCheckpoint("cl"),
-                BestCheckpoint("loc"),
-                self.results,
-                RichProgressBar(),
-            ]
-        }
+        if self.option("trainer.logger") is None:
+            kwargs["logger"] = self._loggers()
+        self.results = ResultWriter(show=self.subcommand == "test")
+        callbacks = [BestCheckpoint("cl"), BestCheckpoint("loc"), self.results]
+        if self.option("trainer.enable_progress_bar") is not False:
+            kwargs["enable_progress_bar"] = sys.stdout.isatty()
+            callbacks.append(RichProgressBar() if sys.stdout.isatty() else EpochLines())
+        self.trainer_defaults = {"callbacks": callbacks}
         return super().instantiate_trainer(**kwargs)
 
     def _loggers(self) -> list[Logger] | bool:
         loggers: list[Logger] = []
         folder = self._folder()
-        root = self.option("trainer.default_root_dir") or ROOT
+        root = Path(self.option("trainer.default_root_dir") or ROOT).absolute()
         if self.subcommand == "fit":
             if folder is None:
-                loggers.append(CSVLogger(root, name=self.name))
+                logger = CSVLogger(root, name=self.name, flush_logs_every_n_steps=1)
             else:
                 _keep_old_logs(folder)
-                loggers.append(CSVLogger(folder, name="", version=""))
+                logger = CSVLogger(folder, name="", version="", flush_logs_every_n_steps=1)
+            loggers.append(logger)
         project = self.option("wandb")
         if project is not None:
-            save_dir = folder or Path(root) / self.name
+            save_dir = folder or root / self.name
             save_dir.mkdir(parents=True, exist_ok=True)
-            loggers.append(WandbLogger(project=project, name=self.name, save_dir=save_dir))
+            name = self.option("run_dir") or self.name
+            loggers.append(WandbLogger(project=project, name=name, save_dir=save_dir))
         return loggers or False
 
     def _folder(self) -> Path | None:
-        """Return the folder of the run where it is known beforehand."""
+        """Return the folder of the run where it is known beforehand.
+
+        Absolute: a resumed run knows its best checkpoints by it, from wherever it is started.
+        """
         if self.option("run_dir") is not None:
-            return Path(self.option("run_dir"))
+            return Path(self.option("run_dir")).absolute()
         checkpoint = self.option("ckpt_path")
-        if checkpoint and Path(checkpoint).parent.name == "checkpoints":
-            return Path(checkpoint).parent.parent
+        if checkpoint and Path(checkpoint).absolute().parent.name == "checkpoints":
+            return Path(checkpoint).absolute().parents[1]
         return None
+
+    def after_predict(self) -> None:
+        """Say where the predictions are."""
+        for callback in self.trainer.callbacks:  # type: ignore[attr-defined]
+            if isinstance(callback, MapWriter) and self.trainer.is_global_zero:
+                print(f"{callback.count} predictions in {callback.folder}")
 
     def after_fit(self) -> None:
         """With `--then_test`, test those checkpoints and print one table."""
@@ -212,8 +272,9 @@ class ZooCLI(LightningCLI):
                 )
             elif self.trainer.is_global_zero:
                 print(f"no {name} to test: nothing to select it by")
+        folder = self.trainer.log_dir  # all processes must ask: the first tells the others
         if self.trainer.is_global_zero:
-            reports.print_results(self.results.columns, f"run folder: {self.trainer.log_dir}")
+            reports.print_results(self.results.columns, f"run folder: {folder}")
 
 
 def _refuse_used_folder(run_dir: str | None, checkpoint: str | None) -> None:
@@ -241,23 +302,43 @@ def arguments_of_checkpoint(path: str) -> list[str]:
         FileNotFoundError: No such file.
         ValueError: It is no checkpoint of this package.
     """
+    checkpoint = read_checkpoint(path)
+    linked = {"num_classes", "class_names", "seed"}
+    hparams = checkpoint["hyper_parameters"]
+    init_args = {k: v for k, v in hparams.items() if k not in linked and not k.startswith("_")}
+    model = {"class_path": checkpoint["wsl_zoo"]["class_path"], "init_args": init_args}
+    seed = {"seed_everything": hparams["seed"]} if "seed" in hparams else {}
+    return ["--config", json.dumps({"model": model} | seed)]
+
+
+def read_checkpoint(path: str) -> dict[str, Any]:
+    """Read a checkpoint of this package.
+
+    Raises:
+        FileNotFoundError: No such file.
+        ValueError: It is damaged, or no checkpoint of this package.
+    """
     if not Path(path).is_file():
         raise FileNotFoundError(f"there is no checkpoint {path}")
-    checkpoint = torch.load(path, map_location="cpu", weights_only=True)
-    if "wsl_zoo" not in checkpoint:
+    try:
+        checkpoint = torch.load(path, map_location="cpu", weights_only=True)
+    except (pickle.UnpicklingError, RuntimeError, EOFError) as error:
+        raise ValueError(
+            f"{path} is damaged or not a checkpoint of wsl_zoo: it cannot be read as tensors and "
+            "plain values"
+        ) from error
+    if not isinstance(checkpoint, dict) or "wsl_zoo" not in checkpoint:
         raise ValueError(f"{path} is not a checkpoint of wsl_zoo")
-    linked = {"num_classes", "class_names", "seed"}
-    hparams = checkpoint["hyper_parameters"].items()
-    init_args = {k: v for k, v in hparams if k not in linked and not k.startswith("_")}
-    model = {"class_path": checkpoint["wsl_zoo"]["class_path"], "init_args": init_args}
-    return ["--config", json.dumps({"model": model})]
+    return checkpoint
 
 
 def arguments_of_images(path: str, images: str) -> list[str]:
     """Return the data module that predicts on a folder of images with a checkpoint."""
-    checkpoint = torch.load(path, map_location="cpu", weights_only=True)
+    checkpoint = read_checkpoint(path)
+    hparams = checkpoint["hyper_parameters"]
+    names = hparams.get("class_names") or [str(k) for k in range(hparams["num_classes"])]
     init_args = {
-        "classes": checkpoint["hyper_parameters"]["class_names"],
+        "classes": names,
         "predict_images": images,
         "image_size": checkpoint["wsl_zoo"]["image_size"] or 224,
     }
@@ -289,6 +370,8 @@ def complete(command: str, args: Sequence[str]) -> tuple[list[str], str]:
     name = command
     out: list[str] = []
     images: str | None = None
+    checkpoint: str | None = None
+    configs_end = 0
     queue = list(args)
     while queue:
         option, given, value = queue.pop(0).partition("=")
@@ -301,19 +384,34 @@ def complete(command: str, args: Sequence[str]) -> tuple[list[str], str]:
                 images = value
             elif value.lstrip().startswith("{"):
                 out += ["--config", value]
+                configs_end = len(out)
             else:
                 path = catalogue.config_path(value)
                 name = f"{path.parent.name}_{path.stem}" if path.parent.name else path.stem
+                checkpoint = _checkpoint_of_config(path) or checkpoint
                 out += ["--config", str(path)]
+                configs_end = len(out)
         else:
             out.append(option + given + value)
-    checkpoint = value_of("--ckpt_path", out)
-    first = arguments_of_checkpoint(checkpoint) if checkpoint else []
+    checkpoint = value_of("--ckpt_path", out) or checkpoint
+    first = arguments_of_checkpoint(checkpoint) if checkpoint not in {None, "null"} else []
     if images is not None:
-        if command != "predict" or checkpoint is None:
+        if command != "predict" or not first:
             raise ValueError("--images goes with: wsl-zoo predict --ckpt_path CKPT --images DIR")
-        first += arguments_of_images(checkpoint, images)
+        # After the data of any config, before further flags.
+        out[configs_end:configs_end] = arguments_of_images(str(checkpoint), images)
     return [command, *first, *out], name
+
+
+def _checkpoint_of_config(path: Path) -> str | None:
+    """Return the `ckpt_path` that a config file holds (that of a resumed run does)."""
+    try:
+        config = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except yaml.YAMLError as error:
+        raise ValueError(f"{path} is not valid YAML: {error}") from error
+    if not isinstance(config, dict):
+        raise ValueError(f"{path}: expected the keys model, data, trainer, ...")
+    return config.get("ckpt_path")
 
 
 @contextmanager
@@ -335,7 +433,12 @@ def run_trainer(command: str, args: Sequence[str]) -> ZooCLI:
     with command_line(full), warnings.catch_warnings():
         for message in SILENCED:
             warnings.filterwarnings("ignore", message=message)
-        return ZooCLI(name)
+        try:
+            return ZooCLI(name)
+        except SIGTERMException as error:  # it would end with status 0, as if all was done
+            raise SystemExit(128 + signal.SIGTERM) from error
+        except (ValueError, MisconfigurationException) as error:
+            raise ValueError(plain(str(error))) from error
 
 
 def _no_advertisement(record: logging.LogRecord) -> bool:
@@ -345,7 +448,9 @@ def _no_advertisement(record: logging.LogRecord) -> bool:
 def demo(args: Sequence[str] = ()) -> ZooCLI:
     """Train and test CAM on the built-in images; print the table and where the pictures are."""
     print("Training CAM (Zhou et al., CVPR 2016) on procedural images with image labels only ...")
-    cli = run_trainer("fit", ["--config", "cam/synthetic", "--then_test", '["best_cl","best_loc"]', *args])
+    cli = run_trainer(
+        "fit", ["--config", "cam/synthetic", "--then_test", '["best_cl","best_loc"]', *args]
+    )
     panels = next(c for c in cli.trainer.callbacks if isinstance(c, PanelWriter))  # type: ignore[attr-defined]
     tests = [path for path in panels.written if path.name.startswith("test")]
     print("The prevalence is the PxAP of a constant map: what a map must beat.")

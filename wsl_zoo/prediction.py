@@ -12,6 +12,7 @@ from scipy import ndimage
 from torch import Tensor
 from torch.nn import functional as F
 
+from wsl_zoo.cams.activation import evaluating
 from wsl_zoo.data.manifest import read_image
 from wsl_zoo.data.transforms import normalize, resize_image
 from wsl_zoo.types import Batch, Target
@@ -109,11 +110,13 @@ def as_rgb(image: str | Path | np.ndarray) -> np.ndarray:
 
     Raises:
         DataError: The file is not a readable image.
-        TypeError: The array is not (H, W, 3) uint8.
+        TypeError: Neither a file nor an array (H, W, 3) uint8.
     """
     if isinstance(image, str | Path):
         return read_image(Path(image))
-    if image.ndim != 3 or image.shape[2] != 3 or image.dtype != np.uint8:
+    if not isinstance(image, np.ndarray):
+        raise TypeError(f"an image is a file or a numpy array, got {type(image).__name__}")
+    if image.ndim != 3 or image.shape[2] != 3 or image.dtype != np.uint8 or not image.size:
         raise TypeError(
             f"an image array must be (H, W, 3) uint8 RGB, got {image.shape} {image.dtype}"
         )
@@ -122,6 +125,11 @@ def as_rgb(image: str | Path | np.ndarray) -> np.ndarray:
 
 def predict_image(model: Any, image: str | Path | np.ndarray, target: Target) -> Prediction:
     """Run one image through a method as evaluation would; mode and gradients stay as they were."""
+    if target != "pred" and not (isinstance(target, int) and 0 <= target < model.num_classes):
+        raise ValueError(
+            f"target={target!r} must be 'pred' or a class index in [0, {model.num_classes - 1}]: "
+            "one image comes without its label"
+        )
     pixels = as_rgb(image)
     size = (pixels.shape[0], pixels.shape[1])
     side = model.image_size
@@ -132,14 +140,9 @@ def predict_image(model: Any, image: str | Path | np.ndarray, target: Target) ->
         "image": normalize(raw, model.encoder.mean, model.encoder.std),
         "raw": raw,
     }
-    training = model.training
-    model.eval()
-    try:
-        with torch.no_grad():
-            output = model(batch)
-            probabilities = output.logits.float().softmax(dim=1)[0]
-            label = int(target) if isinstance(target, int) else int(probabilities.argmax())
-            maps = None if output.map is None else model.localize(batch, output, label)[0]
-    finally:
-        model.train(training)
+    with torch.no_grad(), evaluating(model):
+        output = model(batch)
+        probabilities = output.logits.float().softmax(dim=1)[0]
+        label = int(target) if isinstance(target, int) else int(probabilities.argmax())
+        maps = None if output.map is None else model.localize(batch, output, label)[0]
     return to_prediction(probabilities, label, maps, size, model.class_names, model.map_threshold)

@@ -16,13 +16,15 @@ run with other options is refused. Further command-line arguments go to every ru
 from __future__ import annotations
 
 import json
+import shlex
+import signal
 import subprocess
 import sys
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from difflib import get_close_matches
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 import yaml
 
@@ -95,6 +97,24 @@ def _jobs(path: Path, grid: Mapping[str, Any], extra: Sequence[str]) -> Iterator
                 yield Job(root, root.joinpath(*parts), cells, [*args, *extra])
 
 
+def is_finished(job: Job) -> bool:
+    """Return whether a job was run to its end.
+
+    Raises:
+        ValueError: The folder holds a run with other arguments.
+    """
+    record = job.folder / reports.JOB
+    if not record.is_file():
+        return False
+    before = json.loads(record.read_text(encoding="utf-8"))
+    if before["args"] != job.args:
+        raise ValueError(
+            f"{job.folder} was run with other arguments:\n  then: {shlex.join(before['args'])}\n"
+            f"  now:  {shlex.join(job.args)}\nChoose another output, or remove the folder."
+        )
+    return bool(before["finished"])
+
+
 def execute(job: Job) -> bool:
     """Run a job unless it is finished; return whether it ran.
 
@@ -102,17 +122,10 @@ def execute(job: Job) -> bool:
         RuntimeError: The run failed; a later call resumes it.
         ValueError: The folder holds a run with other arguments.
     """
+    if is_finished(job):
+        return False
     record = job.folder / reports.JOB
     state = {"cells": job.cells, "args": job.args, "finished": False}
-    if record.is_file():
-        before = json.loads(record.read_text(encoding="utf-8"))
-        if before["args"] != job.args:
-            raise ValueError(
-                f"{job.folder} was run with other arguments:\n  then: {' '.join(before['args'])}\n"
-                f"  now:  {' '.join(job.args)}\nChoose another output, or remove the folder."
-            )
-        if before["finished"]:
-            return False
     job.folder.mkdir(parents=True, exist_ok=True)
     _write(record, state)
     command = [sys.executable, "-m", "wsl_zoo", "fit", *job.args]
@@ -121,13 +134,37 @@ def execute(job: Job) -> bool:
     if last.is_file():
         command += ["--ckpt_path", str(last)]
     log = job.folder / "log.txt"
-    with log.open("a", encoding="utf-8") as file:
-        done = subprocess.run(command, stdout=file, stderr=subprocess.STDOUT, check=False)
-    if done.returncode:
+    status = launch(command, log)
+    if status:
         tail = "\n".join(log.read_text(encoding="utf-8", errors="replace").splitlines()[-15:])
-        raise RuntimeError(f"{job.folder} failed (exit {done.returncode}); {log} ends:\n{tail}")
+        raise RuntimeError(f"{job.folder} failed (exit {status}); {log} ends:\n{tail}")
     _write(record, state | {"finished": True})
     return True
+
+
+def launch(command: Sequence[str], log: Path) -> int:
+    """Run a command with its output in a file; return its exit status.
+
+    When this process is interrupted or terminated, so is the run, which then writes `last.ckpt`.
+    """
+
+    def stop(*_: object) -> NoReturn:
+        raise SystemExit(128 + signal.SIGTERM)
+
+    before = signal.signal(signal.SIGTERM, stop)
+    try:
+        with (
+            log.open("a", encoding="utf-8") as file,
+            subprocess.Popen(command, stdout=file, stderr=subprocess.STDOUT) as process,
+        ):
+            try:
+                return process.wait()
+            except BaseException:
+                process.terminate()
+                process.wait()
+                raise
+    finally:
+        signal.signal(signal.SIGTERM, before)
 
 
 def _write(path: Path, value: Mapping[str, Any]) -> None:
@@ -143,6 +180,8 @@ def run(args: Sequence[str]) -> None:
     from wsl_zoo.catalogue import config_path
 
     jobs = read_grid(config_path(args[0]), args[1:])
+    for job in jobs:
+        is_finished(job)  # refuses other arguments before anything is run
     failed: list[str] = []
     for i, job in enumerate(jobs, start=1):
         print(f"[{i}/{len(jobs)}] {job.folder}", flush=True)

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from rich.console import Console
 from rich.table import Table
+from rich.text import Text
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -99,7 +100,8 @@ def collect(root: Path) -> pd.DataFrame:
     for path in sorted(root.rglob(RESULTS)):
         job_file = path.parent / JOB
         job = json.loads(job_file.read_text(encoding="utf-8")) if job_file.is_file() else {}
-        cells = job.get("cells", {"method": path.parent.relative_to(root).as_posix()})
+        name = path.parent.relative_to(root).as_posix()
+        cells = job.get("cells", {"method": root.resolve().name if name == "." else name})
         rows += [
             {**cells, "checkpoint": row["checkpoint"], **row["metrics"]}
             for row in read_results(path.parent)
@@ -150,30 +152,54 @@ def write_tables(root: Path) -> tuple[Path, Path]:
     return table, summary
 
 
-def print_frame(frame: pd.DataFrame, title: str, caption: str | None = None) -> None:
-    """Print a frame as a table."""
-    table = Table(title=title, caption=caption, title_justify="left")
-    for column in frame.columns:
-        table.add_column(str(column))
-    for row in frame.itertuples(index=False):
-        table.add_row(*map(str, row))
-    Console().print(table)
+def summary_tables(frame: pd.DataFrame, width: int) -> list[Table]:
+    """Return a summary with one row per metric, as many columns in a table as fit.
+
+    Args:
+        frame: Of `summarize`.
+        width: Of the terminal, in characters.
+    """
+    names = sorted(frame.columns, key=lambda column: "/" in column)
+    head = sum("/" not in name for name in names)
+    edge = 3  # a border and two spaces
+    groups: list[list[list[str]]] = []
+    room = 0
+    for _, row in frame.iterrows():
+        cells = [str(row[name]) for name in names]
+        needed = max(map(len, cells)) + edge
+        if needed > room:
+            groups.append([names])
+            room = width - max(map(len, names)) - edge - 1
+        groups[-1].append(cells)
+        room -= needed
+    tables = []
+    for group in groups:
+        table = Table(show_header=False)
+        for i in range(len(group)):
+            table.add_column(justify="right" if i else "left", no_wrap=True)
+        for i, line in enumerate(zip(*group, strict=True), start=1):
+            table.add_row(*line, end_section=i == head)
+        tables.append(table)
+    return tables
 
 
 def print_summary(root: Path) -> None:
     """Write the tables of a folder of runs and print the summary."""
     table, summary = write_tables(root)
-    frame = summarize(collect(root))
-    print_frame(frame, "Mean ± standard deviation, %", f"written: {table}, {summary}")
+    console = Console()
+    console.print("Mean ± standard deviation, %")
+    for part in summary_tables(summarize(collect(root)), console.width):
+        console.print(part)
+    print(f"written: {table}, {summary}")
 
 
 def print_entries(entries: Iterable[Any], kind: str) -> None:
     """Print a listing of the catalogue."""
-    rows = list(entries)
-    table = Table(title=kind, title_justify="left", show_lines=False)
-    papers = any(entry.paper for entry in rows)
-    for column in ("name", "what", *(["paper"] if papers else []), "file"):
-        table.add_column(column)
-    for entry in rows:
-        table.add_row(entry.name, entry.summary, *([entry.paper] if papers else []), entry.file)
+    table = Table(title=kind, title_justify="left", show_header=False)
+    table.add_column(no_wrap=True)
+    table.add_column()
+    for entry in entries:
+        file = "" if kind in {"encoders", "configs"} else entry.file
+        lines = [entry.summary, entry.paper, file]
+        table.add_row(entry.name, Text("\n".join(line for line in lines if line)))
     Console().print(table)

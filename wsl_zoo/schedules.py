@@ -4,13 +4,32 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from typing import Any, Literal
+from typing import Any, Literal, Protocol, runtime_checkable
 
 import torch
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LambdaLR
 
 Schedule = Literal["step", "cosine", "constant"]
+
+
+@runtime_checkable
+class EpochSchedule(Protocol):
+    """A submodule that changes from epoch to epoch: a barrier weight, a sigma, a loss window.
+
+    The base steps every submodule that says so, once per training epoch. Nothing is inherited (a
+    loss knows no trainer); what changes stands in buffers, so that checkpoints hold it:
+
+        class Barrier(nn.Module):
+            steps_every_epoch = True
+
+            def step(self) -> None: ...
+    """
+
+    steps_every_epoch: bool
+
+    def step(self) -> None:
+        """Go on by one epoch."""
 
 
 def make_optimizer(
@@ -40,7 +59,8 @@ def lr_factor(
     """Return the factor of a group's rate `lr` as a function of the epoch, counted from 0.
 
     "step": `max(lr gamma^floor(epoch / step_size), min_lr)`, the survey's and F-CAM's decay;
-    "cosine": from `lr` to `min_lr` over `epochs`; "constant": 1.
+    "cosine": from `lr` to `min_lr`, which epoch `epochs` would have; "constant": 1. A rate below
+    `min_lr` stays as it is.
 
     Raises:
         ValueError: Another schedule, or a step size below 1.

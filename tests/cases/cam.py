@@ -30,4 +30,4 @@ def learns(folder: Path) -> dict[str, tuple[float, float]]:
     }
 
 
-CASES = {"CAMClassifier": Case(arguments, golden=0.0, learns=learns)}
+CASES = {"CAMClassifier": Case(arguments, golden=7.5667, learns=learns)}

@@ -160,6 +160,15 @@ def test_the_cache_saves_reading_and_changes_nothing(records, augment):
     assert source.reads == 4
 
 
+def test_an_augmentation_may_change_the_sample_it_is_given(records):
+    def darken(sample, seed):
+        sample.image = sample.image // 2
+        return sample
+
+    dataset = ZooDataset(RecordSource(records), SIZE, darken, cache=True)
+    assert torch.equal(dataset[0]["image"], dataset[0]["image"])
+
+
 def test_reading_stops_at_the_end(records):
     dataset = ZooDataset(RecordSource(records), SIZE)
     assert len(list(dataset)) == 4

@@ -134,6 +134,15 @@ def test_a_resumed_pass_is_the_rest_of_the_unbroken_one(workers):
     assert read(resumed) == epochs[0][1:]
 
 
+def test_a_sampler_leaves_out_what_it_is_told_to_once():
+    sampler = SeededSampler(7, shuffle=True, num_replicas=2, rank=1)
+    whole = list(sampler)
+    assert [key.valid for key in whole] == [True, True, True, False]
+    sampler.skip = 3
+    assert list(sampler) == whole[3:]
+    assert list(sampler) == whole
+
+
 def test_the_loader_keeps_no_state_of_its_own():
     resumed = loader(0, position=lambda: (0, 1))
     state = resumed.state_dict()

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from typing import Any
 
+import numpy as np
+
 from wsl_zoo.data.base import ZooDataModule
 from wsl_zoo.data.dataset import Source
 from wsl_zoo.data.scenes import TEXTURES, render_scene
@@ -48,7 +50,8 @@ class SceneSource:
             image=scene.image,
             label=scene.label,
             mask=scene.mask if annotations else None,
-            boxes=scene.boxes if annotations else None,
+            # A scene's boxes name the last pixel, a sample's the edge after it.
+            boxes=scene.boxes + np.array([0, 0, 1, 1]) if annotations else None,
             path=f"scene-{self.offset + index}",
             size=(self.size, self.size),
         )

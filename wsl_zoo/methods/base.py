@@ -8,6 +8,7 @@ it, `param_groups`, `frozen`, `prepare_batch`, `refresh`. Everything else stands
 from __future__ import annotations
 
 import importlib
+import pickle
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
@@ -25,7 +26,7 @@ from wsl_zoo.data.dataset import stable_seed
 from wsl_zoo.encoders import Encoder
 from wsl_zoo.metrics.split import SplitMetrics
 from wsl_zoo.prediction import Prediction, predict_image
-from wsl_zoo.schedules import make_optimizer, make_scheduler
+from wsl_zoo.schedules import EpochSchedule, make_optimizer, make_scheduler
 from wsl_zoo.types import Batch, Output, Target
 
 BATCH_NORMS = (nn.modules.batchnorm._BatchNorm,)
@@ -46,7 +47,7 @@ class ZooModule(LightningModule, ABC):
         encoder: Any timm model name.
         pretrained: Download timm's weights for it.
         weights: Local weight file (`.safetensors`, `.pth`) to start from; read when training
-            starts, so that a trained checkpoint loads when the file is gone.
+            starts, so that a trained checkpoint loads and resumes when the file is gone.
         in_chans: Channels C of the input.
         stride: Output stride of the encoder, 8, 16 or 32; None: its own.
         stride_mode: "undilated" (the papers': stride removed, weights as they are) or "dilated".
@@ -60,7 +61,7 @@ class ZooModule(LightningModule, ABC):
         head_lr_factor: Factor of the rate for the head and the layers that learn with it.
         momentum: SGD's.
         weight_decay: Weight decay.
-        schedule: "step", "cosine" (to `min_lr` at the last epoch) or "constant"; per epoch.
+        schedule: "step", "cosine" (towards `min_lr` at the end) or "constant"; per epoch.
         step_size: Epochs between two decays.
         gamma: Factor of a decay.
         min_lr: Floor of every group's rate.
@@ -123,7 +124,10 @@ class ZooModule(LightningModule, ABC):
         """Threshold of maps chosen on validation; None before one with ground truth."""
         self.image_size: int | None = None
         """Side of the square that images are resized to, as in training; None: as they are."""
-        self.metrics = nn.ModuleDict()
+        self.metrics: dict[str, SplitMetrics] = {}
+        """Metrics by split; made anew for every pass, on the device, so no part of the weights."""
+        self._started = False  # start weights are read, or a checkpoint's took their place
+        self._scheduled = 0  # epochs that the schedules have done
 
     # What a method overrides -------------------------------------------------------------------
 
@@ -144,7 +148,10 @@ class ZooModule(LightningModule, ABC):
         return ()
 
     def refresh(self) -> None:
-        """Renew banks and pseudo-labels; called at the start of every training epoch."""
+        """Renew banks and pseudo-labels; called at the start of every training epoch.
+
+        Keep them in buffers: a run that resumes in the middle of an epoch does not call this again.
+        """
 
     def param_groups(self) -> list[dict[str, Any]]:
         """Return the optimiser's groups: the trunk, and what learns `head_lr_factor` faster."""
@@ -182,17 +189,25 @@ class ZooModule(LightningModule, ABC):
     # Training ----------------------------------------------------------------------------------
 
     def setup(self, stage: str) -> None:
-        """Read start weights (new runs only), hold what is frozen, make the metrics."""
-        if stage == "fit" and self.trainer.ckpt_path is None:
-            self.load_start_weights()
+        """Hold what is frozen; learn the size of images."""
+        if stage == "fit":
+            self._scheduled = 0
         for module in self.frozen():
             module.requires_grad_(requires_grad=False)
         data = getattr(self.trainer, "datamodule", None)
         if data is not None and hasattr(data, "preprocessing"):
             self.image_size = data.preprocessing()["image_size"]
-        if stage in {"fit", "validate"}:
-            for name in self._split_names("val"):
-                self.metrics[name] = SplitMetrics(self.num_classes)
+
+    def on_fit_start(self) -> None:
+        """Read start weights, unless they were or a checkpoint was loaded; set the modes.
+
+        This is the first hook that comes after the checkpoint of a resumed run: `setup` cannot tell
+        that there is one. The Trainer leaves the modes as they are, so `train` is called here.
+        """
+        if not self._started:
+            self.load_start_weights()
+            self._started = True
+        self.train()
 
     def load_start_weights(self) -> None:
         """Read the encoder's start weights; methods with a stage before them read its files too."""
@@ -211,18 +226,27 @@ class ZooModule(LightningModule, ABC):
                         module.eval()
         return self
 
-    def schedules(self) -> Iterator[Any]:
+    def schedules(self) -> Iterator[EpochSchedule]:
         """Yield the submodules that step once per epoch (barrier weights, sigmas, loss windows)."""
-        return (module for module in self.modules() if getattr(module, "steps_per_epoch", False))
+        for module in self.modules():
+            if isinstance(module, EpochSchedule) and module.steps_every_epoch:
+                yield module
 
     def on_train_epoch_start(self) -> None:
         """Renew banks and pseudo-labels."""
+        # A run resumed from the last batch of an epoch never came to that epoch's end.
+        self._schedule_to(self.current_epoch)
         self.refresh()
 
     def on_train_epoch_end(self) -> None:
         """Step every schedule."""
-        for module in self.schedules():
-            module.step()
+        self._schedule_to(self.current_epoch + 1)
+
+    def _schedule_to(self, epochs: int) -> None:
+        for _ in range(self._scheduled, epochs):
+            for module in self.schedules():
+                module.step()
+        self._scheduled = max(self._scheduled, epochs)
 
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
         """Return the sum of the loss terms; log each as `train/<term>`."""
@@ -234,29 +258,41 @@ class ZooModule(LightningModule, ABC):
         batch = self.prepare_batch(batch)
         terms = self.loss(batch, self(batch))
         total = torch.stack([term.float() for term in terms.values()]).sum()
-        if not torch.isfinite(total.detach()).item():
-            values = ", ".join(f"{name}={value.item():g}" for name, value in terms.items())
+        # Looking at the value makes an accelerator wait, so there it is done now and then.
+        due = total.device.type == "cpu" or batch_idx % self.trainer.log_every_n_steps == 0
+        if due and not torch.isfinite(total.detach()).item():
+            shown = ", ".join(f"{name}={value.item():g}" for name, value in terms.items())
             raise FloatingPointError(
                 f"the loss is not finite at epoch {self.current_epoch}, batch {batch_idx} "
-                f"({values}): lower lr, or use precision 32"
+                f"({shown}): lower lr, or use precision 32"
             )
         size = len(batch["index"])
+        values = {f"train/{name}": value.detach() for name, value in terms.items()}
         self.log_dict(
-            {f"train/{name}": value.detach() for name, value in terms.items()},
+            values | {"train/loss": total.detach()},
             on_step=False,
             on_epoch=True,
+            sync_dist=True,
             batch_size=size,
         )
-        self.log("train/loss", total.detach(), prog_bar=True, on_epoch=True, batch_size=size)
+        self.log("loss", total.detach(), prog_bar=True, logger=False, batch_size=size)
         return total
 
     def configure_optimizers(self) -> OptimizerLRScheduler:
-        """Return the optimiser over `param_groups` and its schedule, per epoch."""
+        """Return the optimiser over `param_groups` and its schedule, per epoch.
+
+        Raises:
+            ValueError: A cosine without a last epoch to come down to.
+        """
         h = self.hparams
+        epochs = self.trainer.max_epochs or 1
+        if epochs < 0 and h["schedule"] == "cosine":
+            raise ValueError(
+                'schedule="cosine" needs trainer.max_epochs; with max_steps alone use "constant"'
+            )
         optimizer = make_optimizer(
             self.param_groups(), h["optimizer"], h["lr"], h["momentum"], h["weight_decay"]
         )
-        epochs = self.trainer.max_epochs or 1
         scheduler = make_scheduler(
             optimizer, h["schedule"], h["step_size"], h["gamma"], h["min_lr"], epochs
         )
@@ -268,17 +304,22 @@ class ZooModule(LightningModule, ABC):
     # Evaluation --------------------------------------------------------------------------------
 
     def _split_names(self, stage: str) -> list[str]:
+        """Return the splits of a stage; of loaders without a data module "val", or "val_0", ..."""
         data = getattr(self.trainer, "datamodule", None)
-        return (
-            data.split_names(stage)
-            if data is not None and hasattr(data, "split_names")
-            else [stage]
-        )
+        if data is not None and hasattr(data, "split_names"):
+            names: list[str] = data.split_names(stage)
+            return names
+        batches = self.trainer.num_test_batches if stage == "test" else self.trainer.num_val_batches
+        count = len(batches)
+        return [stage] if count == 1 else [f"{stage}_{i}" for i in range(count)]
 
-    def _metrics_of(self, split: str) -> SplitMetrics:
-        metrics = self.metrics[split]
-        assert isinstance(metrics, SplitMetrics)
-        return metrics
+    def _start_metrics(self, stage: str, threshold: float | None = None) -> None:
+        for name in self._split_names(stage):
+            self.metrics[name] = SplitMetrics(self.num_classes, threshold).to(self.device)
+
+    def on_validation_start(self) -> None:
+        """Make the metrics anew."""
+        self._start_metrics("val")
 
     def validation_step(self, batch: Batch, batch_idx: int, dataloader_idx: int = 0) -> None:
         """Update the metrics of the validation split."""
@@ -291,7 +332,7 @@ class ZooModule(LightningModule, ABC):
     def _evaluate(self, stage: str, batch: Batch, dataloader_idx: int) -> None:
         output = self(batch)
         localizes = output.map is not None and ("mask" in batch or "boxes" in batch)
-        self._metrics_of(self._split_names(stage)[dataloader_idx]).update(
+        self.metrics[self._split_names(stage)[dataloader_idx]].update(
             logits=output.logits,
             label=batch.get("label"),
             maps=self.localize(batch, output, "label") if localizes else None,
@@ -302,26 +343,29 @@ class ZooModule(LightningModule, ABC):
 
     def on_validation_epoch_end(self) -> None:
         """Log the metrics; keep the threshold of the split that localisation is judged on."""
+        thresholds: dict[str, float] = {}
         for name in self._split_names("val"):
-            values, threshold = self._metrics_of(name).compute()
+            values, threshold = self.metrics[name].compute()
             if threshold is not None:
-                self.chosen_threshold = threshold
+                thresholds[name] = threshold
             self._log_metrics(name, values)
+        if thresholds and not self.trainer.sanity_checking:
+            # The same split that `best_loc` is chosen on, else the first that has a threshold.
+            select = getattr(getattr(self.trainer, "datamodule", None), "selection", None)
+            judge = str(select().get("loc") if select is not None else None).partition("/")[0]
+            self.chosen_threshold = thresholds.get(judge, next(iter(thresholds.values())))
 
     def on_test_start(self) -> None:
         """Make the metrics anew: the threshold came with the checkpoint, after `setup`."""
-        for name in self._split_names("test"):
-            metrics = SplitMetrics(self.num_classes, self.chosen_threshold)
-            self.metrics[name] = metrics.to(self.device)
+        self._start_metrics("test", self.chosen_threshold)
 
     def on_test_epoch_end(self) -> None:
         """Log the metrics."""
         for name in self._split_names("test"):
-            values, _ = self._metrics_of(name).compute()
+            values, _ = self.metrics[name].compute()
             self._log_metrics(name, values)
 
     def _log_metrics(self, split: str, values: Mapping[str, Tensor]) -> None:
-        self._metrics_of(split).reset()
         for name, value in values.items():
             # Equal on all processes already: the metrics summed their integer states.
             self.log(f"{split}/{name}", value.float(), prog_bar=name in {"acc", "pxap"})
@@ -372,6 +416,11 @@ class ZooModule(LightningModule, ABC):
 
         Returns:
             Class, probability, map, boxes and mask; see `Prediction`.
+
+        Raises:
+            DataError: The file is not a readable image.
+            TypeError: `image` is neither a file nor such an array.
+            ValueError: There is no such target.
         """
         return predict_image(self, image, target)
 
@@ -382,27 +431,39 @@ class ZooModule(LightningModule, ABC):
             "version": __version__,
             "image_size": self.image_size,
             "threshold": self.chosen_threshold,
+            "scheduled_epochs": self._scheduled,
             "mean": list(self.encoder.mean),
             "std": list(self.encoder.std),
         }
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Restore preprocessing and threshold."""
+        """Restore preprocessing, threshold and how far the schedules are."""
         ours = checkpoint.get("wsl_zoo", {})
         self.image_size = ours.get("image_size")
         self.chosen_threshold = ours.get("threshold")
+        self._scheduled = ours.get("scheduled_epochs", 0)
+        self._started = True
 
 
 def load_checkpoint(path: Path, map_location: Any = "cpu") -> ZooModule:
     """Load a checkpoint of any method; see `wsl_zoo.load`."""
     if not path.is_file():
         raise FileNotFoundError(f"there is no checkpoint {path}")
-    checkpoint = torch.load(path, map_location=map_location, weights_only=True)
+    try:
+        checkpoint = torch.load(path, map_location=map_location, weights_only=True)
+    except (pickle.UnpicklingError, RuntimeError, EOFError) as error:
+        raise ValueError(f"{path} is not a checkpoint of wsl_zoo, or damaged: {error}") from error
     ours = checkpoint.get("wsl_zoo") if isinstance(checkpoint, dict) else None
     if ours is None:
         raise ValueError(f"{path} is not a checkpoint of wsl_zoo")
     module_name, _, class_name = ours["class_path"].rpartition(".")
-    method = getattr(importlib.import_module(module_name), class_name)
+    try:
+        method = getattr(importlib.import_module(module_name), class_name)
+    except (ImportError, AttributeError) as error:
+        raise ValueError(
+            f"{path} holds a {ours['class_path']} (of wsl_zoo {ours['version']}), which cannot be "
+            f"imported: {error}"
+        ) from error
     if not (isinstance(method, type) and issubclass(method, ZooModule)):
         raise ValueError(f"{path} names {ours['class_path']}, which is not a method of wsl_zoo")
     hparams = dict(checkpoint["hyper_parameters"])

@@ -18,7 +18,7 @@ from torchmetrics.classification import MulticlassAccuracy
 
 from wsl_zoo.metrics.boxes import MaxBoxAcc, MaxBoxAccV2
 from wsl_zoo.metrics.dice import DiceAtThreshold, ImageDice
-from wsl_zoo.metrics.pixels import PeakIoU, Prevalence, PxAP
+from wsl_zoo.metrics.pixels import IGNORE, PeakIoU, Prevalence, PxAP
 
 TOP = 5
 
@@ -95,7 +95,9 @@ class SplitMetrics(nn.Module):
         if maps is None:
             return
         if mask is not None:
-            self.pixels.update(maps, mask, valid=valid)
+            # An image without a mask (all ignored) is no image with an empty one.
+            annotated = (mask != IGNORE).flatten(1).any(1)
+            self.pixels.update(maps, mask, valid=annotated if valid is None else annotated & valid)
             self._seen.add("pixels")
         if boxes is not None:
             self.boxes.update(maps, boxes, logits=logits, label=label, valid=valid)
@@ -117,13 +119,14 @@ class SplitMetrics(nn.Module):
             assert isinstance(accuracy, MaxBoxAcc)
             values["top1_loc"] = accuracy.topk_accuracy()[1]
             threshold = accuracy.best_threshold().item()
+            if math.isnan(threshold):
+                threshold = None
         if "pixels" in self._seen:
             values |= self.pixels.compute()
             curve = self.pixels["pxap"]
             assert isinstance(curve, PxAP)
-            threshold = curve.best_threshold()
-        if threshold is not None and math.isnan(threshold):
-            threshold = None
+            of_pixels = curve.best_threshold()
+            threshold = threshold if math.isnan(of_pixels) else of_pixels
         return {k: v for k, v in values.items() if not torch.isnan(v)}, threshold
 
     def reset(self) -> None:
