@@ -30,7 +30,7 @@ CPU = ["--trainer.accelerator", "cpu", "--trainer.enable_model_summary", "false"
 TINY = (
     "--data.train 16 --data.val 8 --data.test 8 --data.image_size 48 --data.batch_size 4 "
     "--trainer.max_epochs 2 --trainer.num_sanity_val_steps 0"
-).split() + CPU
+).split(" ") + CPU
 FIT = ["fit", "--config", "cam/synthetic", *TINY]
 
 
@@ -105,7 +105,7 @@ def test_help_of_a_command_names_the_options_of_a_run(capsys):
         assert f"{option} " in out
     status, out, _ = run(["fit", "--model.help", "CAMClassifier"], capsys)
     assert status == 0
-    assert "--model.init_args.norm_order" in out
+    assert "--model.norm_order {before_upsample,after_upsample}" in out
 
 
 @pytest.mark.parametrize("option", [["--config"], ["-c"], ["--config="]])
@@ -195,15 +195,13 @@ def unreadable_image(root, rows):
 def label_out_of_range(root, rows):
     for i, row in enumerate(rows):
         row[2] = i % 2
-    rows[2][2] = 7
-    # As many labels as images at most: a larger number cannot be a class.
-    rows[2][2] = 70
+    rows[2][2] = 70  # more classes than images cannot be meant
     return r"line 4: label 70 is out of range: with \d classes it must be in \[0, \d\]"
 
 
 def unknown_label(root, rows):
-    rows[7][2] = "-1"
-    return "manifest.csv, line 9: label -1 is out of range"
+    rows[7][2] = "c"
+    return "class 'c' .label 2. has no training image"
 
 
 def mask_of_another_size(root, rows):
@@ -433,7 +431,7 @@ def test_layout_of_a_run_folder(trained):
     metrics = pd.read_csv(trained / "metrics.csv")
     assert metrics["val/acc"].count() == 2
     assert metrics["val/pxap"].between(0, 1).sum() == 2
-    assert metrics["train/loss_epoch"].count() == 2
+    assert metrics["train/loss"].count() == 2
     config = yaml.safe_load((trained / "config.yaml").read_text())
     assert config["model"]["init_args"]["norm_order"] == "after_upsample"
     assert config["seed_everything"] == 5
@@ -461,7 +459,7 @@ def test_output_of_a_run_is_quiet_and_fits_a_terminal(trained):
         "epoch 2/2",
     ]
     metrics = pd.read_csv(trained / "metrics.csv")
-    loss = metrics["train/loss_epoch"].dropna().tolist()
+    loss = metrics["train/loss"].dropna().tolist()
     assert f"train/loss {loss[1]:.4f}" in out
     assert f"val/pxap {metrics['val/pxap'].dropna().iloc[1]:.4f}" in out
     assert out.count("Results, %") == 1  # one table for both tests, not Lightning's beside it
@@ -503,7 +501,7 @@ def test_test_and_validate_from_elsewhere(trained, checkpoint, capsys):
     epoch = state_of(checkpoint)["epoch"]
     metrics = pd.read_csv(trained / "metrics.csv")
     value = metrics.dropna(subset=["val/pxap"]).set_index("epoch")["val/pxap"][epoch]
-    assert f"{value:.6f}" in out
+    assert str(value)[:6] in out
     now = {path: path.read_bytes() for path in panels}
     assert now == panels  # the pictures of the training stay
     assert list(Path().iterdir()) == []
@@ -723,10 +721,10 @@ def test_a_killed_run_resumed_equals_an_unbroken_one(capsys):
     reached = state_of(last)["global_step"]
     assert STEPS + 2 < reached < 3 * STEPS
     early = pd.read_csv("killed/metrics.csv")  # nothing logged is lost with the process
-    assert early["step"].max() >= STEPS
+    assert early["val/acc"].count() == reached // STEPS or reached % STEPS < 2
 
     arguments = [*LONG, "--data.num_workers", "0", "--last.every_n_train_steps", "1"]
-    status, _, err = run(["fit", *arguments, "--ckpt_path", last], capsys)
+    status, _, _ = run(["fit", *arguments, "--ckpt_path", last], capsys)
     assert status == 0
     assert not Path("runs").exists()
     assert run(["fit", *LONG, "--run_dir", "unbroken"], capsys)[0] == 0
@@ -750,17 +748,17 @@ def test_a_killed_run_resumed_equals_an_unbroken_one(capsys):
 
 
 def test_a_terminated_run_saves_and_does_not_look_finished():
-    metrics, last = Path("run/metrics.csv"), Path("run/checkpoints/last.ckpt")
-    process = start(*LONG, "--run_dir", "run", "--data.train", "4000")
+    last = Path("run/checkpoints/last.ckpt")  # after each epoch, of 100 steps
+    process = start(*LONG, "--run_dir", "run", "--data.train", "400", "--trainer.max_epochs", "50")
     try:
-        wait_until(lambda: metrics.exists() and len(metrics.read_text().splitlines()) > 3, process)
-        assert not last.exists()
+        wait_until(last.exists, process)
+        assert state_of(last)["global_step"] == 100
         process.terminate()
         assert process.wait(120) == 128 + signal.SIGTERM
     finally:
         if process.poll() is None:
             process.kill()
-    assert 0 < state_of(last)["global_step"] < 1000
+    assert 100 < state_of(last)["global_step"] < 5000
 
 
 def test_an_interrupted_run_saves(capsys, monkeypatch):
@@ -789,7 +787,6 @@ def test_a_resumed_run_remembers_its_best(spelling, trained, capsys):
     folder = Path("run").absolute() if spelling == "absolute" else Path("run")
     best = state_of("run/checkpoints/best_loc.ckpt")["callbacks"]
     score = max(v["best_model_score"] for k, v in best.items() if k == "BestCheckpoint-loc")
-    # At a learning rate of zero nothing changes any more, so nothing becomes better.
     status, _, _ = run(
         [*FIT, "--ckpt_path", folder / "checkpoints" / "last.ckpt", "--trainer.max_epochs", "3"],
         capsys,
@@ -849,7 +846,7 @@ def test_wandb_by_one_flag(capsys):
         for update in (*record.config.update, *record.run.config.update):
             config[update.key or "/".join(update.nested_key)] = json.loads(update.value_json)
     metrics = pd.read_csv("run/metrics.csv")
-    for key in ("val/acc", "val/pxap", "train/loss_epoch"):
+    for key in ("val/acc", "val/pxap", "train/loss"):
         assert history[key] == pytest.approx(metrics[key].dropna().tolist())
     whole = config["config"]
     assert whole["data"]["init_args"]["image_size"] == 48

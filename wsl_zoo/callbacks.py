@@ -38,6 +38,7 @@ class BestCheckpoint(ModelCheckpoint):
         settings: dict[str, Any] = {
             "filename": f"best_{kind}",
             "mode": "max",
+            "save_on_train_epoch_end": False,  # before `last.ckpt`, which remembers what was best
             "auto_insert_metric_name": False,
             "enable_version_counter": False,
         }

@@ -54,8 +54,8 @@ SILENCED = (
     ".*does not have many workers.*",  # for small data on few cores the main process does best
     ".*smaller than the logging interval.*",
     ".*LeafSpec.*",  # between Lightning and torch
+    ".*module\\(s\\) in eval mode.*",  # frozen parts are, on purpose
     ".*sync_dist=True.*",  # metrics have summed their states over the processes already
-    ".*The dirpath has changed from.*",  # a test writes no checkpoints
     ".*Checkpoint directory .* exists and is not empty.*",  # a resumed run continues in its folder
     ".*lightning_logs.*|.*Experiment logs directory.*exists and is not empty.*",
 )
@@ -130,11 +130,9 @@ class EpochLines(Callback):
     def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Print what the progress bar would show."""
         if trainer.is_global_zero:
-            values = ", ".join(
-                f"{name.removesuffix('_epoch')} {float(value):.4f}"
-                for name, value in sorted(trainer.progress_bar_metrics.items())
-                if "/" in name and not name.endswith("_step")
-            )
+            shown = ["train/loss", *(k for k in trainer.progress_bar_metrics if "/" in k)]
+            metrics = trainer.callback_metrics
+            values = ", ".join(f"{k} {float(metrics[k]):.4f}" for k in shown if k in metrics)
             print(f"epoch {trainer.current_epoch + 1}/{trainer.max_epochs}: {values}", flush=True)
 
 
@@ -322,7 +320,9 @@ def read_checkpoint(path: str) -> dict[str, Any]:
         raise FileNotFoundError(f"there is no checkpoint {path}")
     try:
         checkpoint = torch.load(path, map_location="cpu", weights_only=True)
-    except (pickle.UnpicklingError, RuntimeError, EOFError) as error:
+    except PermissionError:
+        raise
+    except (pickle.UnpicklingError, RuntimeError, EOFError, OSError) as error:
         raise ValueError(
             f"{path} is damaged or not a checkpoint of wsl_zoo: it cannot be read as tensors and "
             "plain values"
@@ -431,7 +431,8 @@ def run_trainer(command: str, args: Sequence[str]) -> ZooCLI:
     logging.getLogger("pytorch_lightning").addFilter(_no_advertisement)
     logging.getLogger("pytorch_lightning.utilities.rank_zero").addFilter(_no_advertisement)
     with command_line(full), warnings.catch_warnings():
-        for message in SILENCED:
+        unsaved = () if command == "fit" else (".*The dirpath has changed from.*",)
+        for message in (*SILENCED, *unsaved):
             warnings.filterwarnings("ignore", message=message)
         try:
             return ZooCLI(name)

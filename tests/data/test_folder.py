@@ -219,7 +219,7 @@ def test_bad_boxes_are_listed_with_their_lines(tmp_path):
         "boxes.csv, line 4: no image 'x'",
     ]
 
-    write_boxes(root, "train/cat/000.jpg,1,2,3,9")
+    write_boxes(root, "train/cat/000.jpg,1,2,3,10")
     with pytest.raises(DataError, match=r"cat/000.jpg: box .* leaves its image 000.jpg of 10x8"):
         FolderData(str(root)).setup("fit")
 

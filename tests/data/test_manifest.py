@@ -231,9 +231,14 @@ def test_every_problem_is_reported_at_once(tmp_path):
         Record(picture(tmp_path / "e.png"), 0, (text,), ignore=small, place="line 10"),
         Record(picture(tmp_path / "f.png"), 3, place="line 11"),
         Record(picture(tmp_path / "g.png"), -1, place="line 12"),
-        Record(picture(tmp_path / "h.png"), 0, boxes=((0, 0, 12.5, 8),), place="line 13"),
         Record(
-            picture(tmp_path / "i.png"), 0, boxes=((-1, 0, 2, 8), (0, 0, 2, 9)), place="line 14"
+            picture(tmp_path / "h.png"),
+            0,
+            boxes=((0, 0, 13.5, 8), (-1, -1, 13, 9)),
+            place="line 13",
+        ),
+        Record(
+            picture(tmp_path / "i.png"), 0, boxes=((-2, 0, 2, 8), (0, 0, 2, 10)), place="line 14"
         ),
     ]
     splits["val"].append(Record(tmp_path / "a.png", 0, place="line 15"))
@@ -254,9 +259,9 @@ def test_every_problem_is_reported_at_once(tmp_path):
         "line 9: mask small.png is 11x8 pixels, its image d.png is 12x8",
         f"line 10: {text} is not a readable image",
         "line 10: mask small.png is 11x8 pixels, its image e.png is 12x8",
-        "line 13: box (0, 0, 12.5, 8) leaves its image h.png of 12x8 pixels",
-        "line 14: box (-1, 0, 2, 8) leaves its image i.png of 12x8 pixels",
-        "line 14: box (0, 0, 2, 9) leaves its image i.png of 12x8 pixels",
+        "line 13: box (0, 0, 13.5, 8) leaves its image h.png of 12x8 pixels",
+        "line 14: box (-2, 0, 2, 8) leaves its image i.png of 12x8 pixels",
+        "line 14: box (0, 0, 2, 10) leaves its image i.png of 12x8 pixels",
     ]
     assert len(found) == len(expected)
     for problem, start in zip(found, expected, strict=True):

@@ -33,6 +33,8 @@ REQUIRED = COLUMNS[:3]
 SHOWN_PROBLEMS = 50
 INTEGER = re.compile(r"-?[0-9]+")
 
+ROUNDING = 1.0  # pixels by which a box may leave its image: boxes of resized copies (CUB) do
+
 Box = tuple[float, float, float, float]
 
 
@@ -332,7 +334,7 @@ def _file_problems(record: Record, verify: Verify) -> list[str]:
         f"{_place(record)}: box {box} leaves its image {record.image.name} of "
         f"{width}x{height} pixels"
         for box in record.boxes or ()
-        if min(box) < 0 or box[2] > width or box[3] > height
+        if min(box) < -ROUNDING or box[2] > width + ROUNDING or box[3] > height + ROUNDING
     ]
     return problems
 
