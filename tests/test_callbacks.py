@@ -143,17 +143,23 @@ def test_a_validation_before_the_fit_and_a_fit_without_one(tmp_path):
     assert not (tmp_path / "blind" / "best_cl.ckpt").exists()
 
 
-def test_the_threshold_in_a_checkpoint_is_that_of_its_epoch(tmp_path):
-    best, seen = BestCheckpoint("loc", dirpath=tmp_path), {}
+def test_the_threshold_in_a_checkpoint_is_that_of_its_epoch(tmp_path, monkeypatch):
+    best = [BestCheckpoint(kind, dirpath=tmp_path) for kind in ("cl", "loc")]
+    model, thresholds, log = tiny(), [0.25, 0.5, 0.75], CAMClassifier._log_metrics
 
-    class Note(Callback):
-        def on_validation_end(self, trainer, module):
-            seen[trainer.current_epoch] = module.chosen_threshold
+    def scores(split, values):
+        epoch = model.current_epoch
+        log(model, split, {"acc": torch.tensor(-epoch), "pxap": torch.tensor(epoch % 2)})
 
-    fit(tmp_path, tiny(lr=0.02), best, Note(), max_epochs=3)
-    loaded = wsl_zoo.load(tmp_path / "best_loc.ckpt")
-    assert loaded.chosen_threshold == seen[epoch_of(tmp_path / "best_loc.ckpt")]
-    assert len(set(seen.values())) > 1
+    def compute(self):
+        return {}, thresholds[model.current_epoch]
+
+    monkeypatch.setattr(model, "_log_metrics", scores)
+    monkeypatch.setattr("wsl_zoo.metrics.split.SplitMetrics.compute", compute)
+    fit(tmp_path, model, *best, max_epochs=3)
+    assert model.chosen_threshold == 0.75
+    assert wsl_zoo.load(tmp_path / "best_cl.ckpt").chosen_threshold == 0.25
+    assert wsl_zoo.load(tmp_path / "best_loc.ckpt").chosen_threshold == 0.5
 
 
 def test_an_unknown_kind_is_refused():

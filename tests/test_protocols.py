@@ -15,7 +15,8 @@ from wsl_zoo.__main__ import main
 
 def write_grid(folder: Path, **changes) -> Path:
     grid = {
-        "output": str(folder / "out"), "config": "cam/synthetic", "seeds": [0, 1], "folds": [0, 1, 2],
+        "output": str(folder / "out"), "config": "cam/synthetic",
+        "seeds": [0, 1], "folds": [0, 1, 2],
         "methods": {"CAM": {}, "GAP": {"model.head": "gap", "data.color_jitter": [0.1, 0.2]}},
     }  # fmt: skip
     path = folder / "grid.yaml"
@@ -202,9 +203,10 @@ time.sleep(120)
 def test_a_stopped_grid_stops_its_run_and_lets_it_save(tmp_path, sent):
     script = tmp_path / "run.py"
     script.write_text(RUN)
+    command = [sys.executable, str(script), str(tmp_path)]
     code = (
-        "import sys; from pathlib import Path; from wsl_zoo.protocols import launch\n"
-        f"launch([sys.executable, {str(script)!r}, {str(tmp_path)!r}], Path({str(tmp_path)!r}) / 'l')"
+        "from pathlib import Path; from wsl_zoo.protocols import launch\n"
+        f"launch({command!r}, Path({str(tmp_path / 'log.txt')!r}))"
     )
     root = str(Path(__file__).parents[1])
     grid = subprocess.Popen([sys.executable, "-c", code], cwd=root, stderr=subprocess.DEVNULL)
@@ -221,10 +223,10 @@ def test_a_stopped_grid_stops_its_run_and_lets_it_save(tmp_path, sent):
 def test_a_real_grid(tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(Path(__file__).parents[1])
     path = write_grid(tmp_path, methods={"CAM": {}}, folds=None, test=["best_cl", "last"])
-    tiny = (
-        "--data.train 8 --data.val 8 --data.test 8 --data.image_size 48 --data.batch_size 4 "
-        "--trainer.max_epochs 1 --trainer.accelerator cpu"
-    ).split()
+    tiny = [
+        "--data.train", "8", "--data.val", "8", "--data.test", "8", "--data.image_size", "48",
+        "--data.batch_size", "4", "--trainer.max_epochs", "1", "--trainer.accelerator", "cpu",
+    ]  # fmt: skip
     assert main(["run", str(path), *tiny]) == 0
     frame = reports.collect(tmp_path / "out")
     assert sorted(zip(frame["seed"], frame["checkpoint"], strict=True)) == [

@@ -113,7 +113,7 @@ def test_summary_fits_the_terminal(width):
     assert sum(text.count("12.34 ± 5.67") for text in texts) == 6 * len(metrics)  # none is cut
     assert sum(text.count("CAMClassifier") for text in texts) == 3
     assert all("test/dice_bg_oracle" in text for text in texts)
-    assert len(tables) == {60: 6, 80: 3, 200: 1}[width] or len(tables) <= 3
+    assert len(tables) == {60: 3, 80: 2, 200: 1}[width]
 
 
 def test_results_table_orders_metrics_and_prints_percent():

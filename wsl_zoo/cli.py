@@ -133,7 +133,8 @@ class EpochLines(Callback):
             shown = ["train/loss", *(k for k in trainer.progress_bar_metrics if "/" in k)]
             metrics = trainer.callback_metrics
             values = ", ".join(f"{k} {float(metrics[k]):.4f}" for k in shown if k in metrics)
-            print(f"epoch {trainer.current_epoch + 1}/{trainer.max_epochs}: {values}", flush=True)
+            end = f"/{trainer.max_epochs}" if (trainer.max_epochs or -1) > 0 else ""
+            print(f"epoch {trainer.current_epoch + 1}{end}: {values}", flush=True)
 
 
 class ZooCLI(LightningCLI):
@@ -255,8 +256,10 @@ class ZooCLI(LightningCLI):
                 print(f"{callback.count} predictions in {callback.folder}")
 
     def after_fit(self) -> None:
-        """With `--then_test`, test those checkpoints and print one table."""
+        """Say where the run is; with `--then_test`, test those checkpoints and print one table."""
         if not self.option("then_test"):
+            if self.trainer.is_global_zero and self.trainer.log_dir is not None:
+                print(f"run folder: {self.trainer.log_dir}")
             return
         paths = {
             Path(callback.best_model_path).stem: callback.best_model_path

@@ -451,7 +451,7 @@ def load_checkpoint(path: Path, map_location: Any = "cpu") -> ZooModule:
         raise FileNotFoundError(f"there is no checkpoint {path}")
     try:
         checkpoint = torch.load(path, map_location=map_location, weights_only=True)
-    except (pickle.UnpicklingError, RuntimeError, EOFError) as error:
+    except (pickle.UnpicklingError, RuntimeError, EOFError, OSError) as error:
         raise ValueError(f"{path} is not a checkpoint of wsl_zoo, or damaged: {error}") from error
     ours = checkpoint.get("wsl_zoo") if isinstance(checkpoint, dict) else None
     if ours is None:

@@ -1,6 +1,6 @@
 """Every metric of one evaluated split, made as the split's ground truth asks for them.
 
-Classification: accuracy, balanced accuracy (mean recall of the classes) and, with more than five
+Classification: accuracy, balanced accuracy (mean recall of the classes that occur) and, with more than five
 classes, top-5. Masks: PxAP beside the prevalence, peak IoU, Dice at the best threshold of the split
 itself ("oracle") and, once a threshold was chosen on validation, Dice at that one. Boxes:
 MaxBoxAcc, MaxBoxAccV2 and top-1 localisation.
@@ -23,10 +23,23 @@ from wsl_zoo.metrics.pixels import IGNORE, PeakIoU, Prevalence, PxAP
 TOP = 5
 
 
+class _BalancedAccuracy(MulticlassAccuracy):
+    """Mean recall of the classes that occur.
+
+    The base also counts, as 0, those that do not occur but were predicted.
+    """
+
+    def compute(self) -> Tensor:
+        """Return the mean, a scalar; NaN without any sample."""
+        hits, _, _, misses = self._final_state()
+        occurs = hits + misses > 0
+        return (hits[occurs] / (hits + misses)[occurs]).mean()
+
+
 def _classification(num_classes: int) -> MetricCollection:
     metrics: dict[str, Metric | MetricCollection] = {
         "acc": MulticlassAccuracy(num_classes, average="micro"),
-        "balanced_acc": MulticlassAccuracy(num_classes, average="macro"),
+        "balanced_acc": _BalancedAccuracy(num_classes, average="macro"),
     }
     if num_classes > TOP:
         metrics["top5_acc"] = MulticlassAccuracy(num_classes, average="micro", top_k=TOP)

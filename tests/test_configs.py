@@ -1,0 +1,87 @@
+"""Every shipped config parses as it is, and trains with a tiny encoder on tiny data."""
+
+import re
+from pathlib import Path
+
+import pytest
+import torch
+import yaml
+
+import wsl_zoo.data
+import wsl_zoo.methods
+from wsl_zoo import catalogue
+from wsl_zoo.cli import run_trainer
+
+CONFIGS = [e.name for e in catalogue.configs() if not e.name.startswith("pipelines/")]
+LINES = 40
+TRANSFORMER = re.compile(r"vit|deit|swin|eva", re.IGNORECASE)
+
+
+def test_there_are_configs():
+    assert {"cam/synthetic", "cam/folder", "cam/glas"} <= set(CONFIGS)
+
+
+@pytest.mark.parametrize("name", CONFIGS)
+def test_it_is_short_and_says_what_it_is(name):
+    text = catalogue.config_path(name).read_text(encoding="utf-8")
+    lines = text.splitlines()
+    assert len(lines) <= LINES
+    assert re.match(r"# \S.*\.$", lines[0]), "the first line is a comment of one sentence"
+    (entry,) = (entry for entry in catalogue.configs() if entry.name == name)
+    assert entry.summary == lines[0].removeprefix("# ")
+    config = yaml.safe_load(text)
+    assert list(config) == ["seed_everything", "model", "data", "trainer"]
+    assert not re.search(r"\d[eE][-+]?\d", re.sub(r"\d\.\d+e-?\d", "", text)), "write 1.0e-9"
+    for part, module in (("model", wsl_zoo.methods), ("data", wsl_zoo.data)):
+        prefix, _, class_name = config[part]["class_path"].rpartition(".")
+        assert prefix == module.__name__
+        assert class_name in module.__all__
+
+
+@pytest.mark.parametrize("name", CONFIGS)
+def test_it_parses_as_it_is(name, capsys):
+    with pytest.raises(SystemExit) as stop:
+        run_trainer("fit", ["--config", name, "--print_config"])
+    assert stop.value.code == 0
+    printed = yaml.safe_load(capsys.readouterr().out)
+    written = yaml.safe_load(catalogue.config_path(name).read_text(encoding="utf-8"))
+    for part in ("model", "data"):
+        for key, value in written[part]["init_args"].items():
+            assert printed[part]["init_args"][key] == value, f"{part}.{key}"
+    for key, value in written["trainer"].items():
+        assert printed["trainer"][key] == value
+
+
+def tiny_config(name: str, folder: Path) -> Path:
+    """The config with a tiny encoder that starts from nothing, and small scenes as its data."""
+    config = yaml.safe_load(catalogue.config_path(name).read_text(encoding="utf-8"))
+    model = config["model"]["init_args"]
+    encoder = "test_vit" if TRANSFORMER.search(model.get("encoder", "")) else "test_resnet"
+    for key, value in {"encoder": encoder, "pretrained": False, "weights": None}.items():
+        model[key] = value
+    for key in ("stride", "stride_mode", "form", "img_size"):
+        model.pop(key, None)
+    data = {"train": 8, "val": 8, "test": 8, "image_size": 48, "batch_size": 4}
+    augment = {"hflip", "vflip", "rotate90", "color_jitter", "cache"}
+    data |= {k: v for k, v in config["data"]["init_args"].items() if k in augment}
+    config["data"] = {"class_path": "wsl_zoo.data.SyntheticData", "init_args": data}
+    path = folder / "tiny.yaml"
+    path.write_text(yaml.safe_dump(config), encoding="utf-8")
+    return path
+
+
+@pytest.mark.parametrize("name", CONFIGS)
+def test_it_trains(name, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)  # runs/ is made here
+    path = tiny_config(name, tmp_path)
+    cli = run_trainer(
+        "fit",
+        ["--config", str(path), "--trainer.fast_dev_run", "true", "--trainer.accelerator", "cpu"],
+    )
+    assert cli.trainer.global_step == 1
+    assert torch.isfinite(cli.trainer.callback_metrics["train/loss"])
+    written = yaml.safe_load(path.read_text(encoding="utf-8"))["model"]
+    assert type(cli.model).__name__ == written["class_path"].rpartition(".")[2]
+    for key, value in written["init_args"].items():
+        assert cli.model.hparams[key] == value
+    assert cli.model.class_names == cli.datamodule.class_names
