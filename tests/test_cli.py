@@ -22,6 +22,7 @@ from safetensors.torch import save_file
 import wsl_zoo
 from wsl_zoo import __version__, catalogue, cli
 from wsl_zoo.__main__ import COMMANDS, main
+from wsl_zoo.arguments import complete
 from wsl_zoo.encoders import Encoder
 from wsl_zoo.methods import CAMClassifier
 
@@ -147,7 +148,7 @@ def test_name_of_a_run(given, name):
     Path("sub folder").mkdir()
     for path in (Path("here.yaml"), Path("sub folder/there.yaml")):
         path.write_text("trainer: {max_epochs: 1}")
-    assert cli.complete("fit", given)[1] == name
+    assert complete("fit", given)[1] == name
 
 
 # Bad input ---------------------------------------------------------------------------------------
@@ -628,7 +629,7 @@ def test_predict_without_class_names(images, capsys, tmp_path):
 
 def hparams_of(command, *arguments):
     """The model's hyper-parameters as a command builds it; nothing is run."""
-    full, name = cli.complete(command, [str(argument) for argument in arguments])
+    full, name = complete(command, [str(argument) for argument in arguments])
     with cli.command_line(full), pytest.MonkeyPatch.context() as patch:
         patch.setattr(cli.ZooCLI, "_run_subcommand", lambda self, subcommand: None)
         return cli.ZooCLI(name).model.hparams

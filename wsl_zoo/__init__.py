@@ -48,6 +48,6 @@ def load(path: str | Path, map_location: Any = "cpu") -> ZooModule:
         FileNotFoundError: No such file.
         ValueError: The file is no checkpoint of this package.
     """
-    from wsl_zoo.methods.base import load_checkpoint
+    from wsl_zoo.checkpoints import load_checkpoint
 
     return load_checkpoint(Path(path), map_location)

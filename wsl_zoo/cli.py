@@ -10,22 +10,16 @@
 
 from __future__ import annotations
 
-import inspect
 import json
 import logging
-import pickle
-import re
 import signal
 import sys
 import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from difflib import get_close_matches
 from pathlib import Path
-from typing import Any, Literal, NoReturn
+from typing import Any, Literal
 
-import torch
-import yaml
 from lightning_fabric.utilities.exceptions import MisconfigurationException
 from lightning_utilities.core.rank_zero import rank_zero_only
 from pytorch_lightning import Callback, LightningModule, Trainer
@@ -35,21 +29,14 @@ from pytorch_lightning.loggers import CSVLogger, Logger, WandbLogger
 from pytorch_lightning.utilities.exceptions import SIGTERMException
 
 import wsl_zoo.methods  # noqa: F401  (so that class names need no module path)
-from wsl_zoo import catalogue, reports
+from wsl_zoo import reports
+from wsl_zoo.arguments import ZooParser, complete, plain
 from wsl_zoo.callbacks import BestCheckpoint, LastCheckpoint, MapWriter, PanelWriter, ResultWriter
 from wsl_zoo.data import ZooDataModule
 from wsl_zoo.methods.base import ZooModule
 
 ROOT = "runs"
 Checkpoint = Literal["best_cl", "best_loc", "last"]
-UNKNOWN_KEY = re.compile(r"option '([\w.]+)'|unrecognized arguments: --([\w.]+)", re.IGNORECASE)
-UNKNOWN_CLASS = re.compile(r"has no attribute '(\w+)'|dot import path string: (\w+)")
-# Lines of jsonargparse about its own types: what was wrong stands between them.
-TYPE_NOISE = re.compile(
-    r"^[\s-]*(Does not validate against any of the Union subtypes|Subtypes: |Errors:$"
-    r"|Expected a <class 'NoneType'>|Given value type: |Given value: Namespace\().*\n?",
-    re.MULTILINE,
-)
 SILENCED = (
     ".*does not have many workers.*",  # for small data on few cores the main process does best
     ".*smaller than the logging interval.*",
@@ -59,58 +46,6 @@ SILENCED = (
     ".*Checkpoint directory .* exists and is not empty.*",  # a resumed run continues in its folder
     ".*lightning_logs.*|.*Experiment logs directory.*exists and is not empty.*",
 )
-OPTIONS = ("config", "model", "data", "trainer", "ckpt_path", "seed_everything", "run_dir", "wandb",
-           "then_test", "last", "panels", "maps", "class_path", "init_args")  # fmt: skip
-
-
-class ZooParser(LightningArgumentParser):
-    """Parser whose message on an unknown key or class names the nearest right one."""
-
-    def __init__(self, *args: Any, **kwargs: Any) -> None:
-        # `--trainer.max_epoch` is a mistake, not `--trainer.max_epochs`.
-        super().__init__(*args, **kwargs | {"allow_abbrev": False})
-
-    def error(self, message: str, ex: Exception | None = None) -> NoReturn:
-        """Print the message with a suggestion and exit with status 2."""
-        print(f"error: {plain(message)}{hint(message)}", file=sys.stderr)
-        raise SystemExit(2)
-
-
-def plain(message: str) -> str:
-    """Drop from a message of the parser what it says about its own types."""
-    return TYPE_NOISE.sub("", message).strip().removeprefix("- ")
-
-
-def hint(message: str) -> str:
-    """Return a line naming what a message on an unknown key or class most likely meant, or ""."""
-    if found := UNKNOWN_CLASS.search(message):
-        known = [entry.name for kind in ("methods", "data") for entry in catalogue.entries(kind)]
-        wrong = [found[1] or found[2]]
-    elif found := UNKNOWN_KEY.search(message):
-        known = [*OPTIONS, *_parameters()]
-        wrong = [part for part in (found[1] or found[2]).split(".") if part not in known]
-    elif "is abstract" in message:
-        return "\nIt takes the keys class_path and init_args, and all options stand in init_args"
-    elif "arguments are required" in message:
-        return (
-            "\nGive --config FILE, or a name that `wsl-zoo list configs` shows; to predict on "
-            "images: --ckpt_path CKPT --images DIR"
-        )
-    else:
-        return ""
-    near = [name for part in wrong for name in get_close_matches(part, known, n=1, cutoff=0.5)]
-    return f"\nDid you mean {near[0]!r}?" if near else ""
-
-
-def _parameters() -> set[str]:
-    """Return the names of all parameters of methods, data modules and the trainer."""
-    classes: list[type] = [Trainer]
-    for base in (ZooModule, ZooDataModule):
-        queue: list[type] = [base]
-        while queue:
-            classes.append(queue.pop())
-            queue += classes[-1].__subclasses__()
-    return {name for c in classes for name in inspect.signature(c).parameters} - {"self", "kwargs"}
 
 
 class SaveConfig(SaveConfigCallback):
@@ -294,127 +229,6 @@ def _keep_old_logs(folder: Path) -> None:
         if path.is_file():
             taken = len(list(folder.glob(f"{path.stem}_*{path.suffix}")))
             path.rename(folder / f"{path.stem}_{taken}{path.suffix}")
-
-
-def arguments_of_checkpoint(path: str) -> list[str]:
-    """Return what a checkpoint says of its model, as arguments that later ones override.
-
-    Raises:
-        FileNotFoundError: No such file.
-        ValueError: It is no checkpoint of this package.
-    """
-    checkpoint = read_checkpoint(path)
-    linked = {"num_classes", "class_names", "seed"}
-    hparams = checkpoint["hyper_parameters"]
-    init_args = {k: v for k, v in hparams.items() if k not in linked and not k.startswith("_")}
-    model = {"class_path": checkpoint["wsl_zoo"]["class_path"], "init_args": init_args}
-    seed = {"seed_everything": hparams["seed"]} if "seed" in hparams else {}
-    return ["--config", json.dumps({"model": model} | seed)]
-
-
-def read_checkpoint(path: str) -> dict[str, Any]:
-    """Read a checkpoint of this package.
-
-    Raises:
-        FileNotFoundError: No such file.
-        ValueError: It is damaged, or no checkpoint of this package.
-    """
-    if not Path(path).is_file():
-        raise FileNotFoundError(f"there is no checkpoint {path}")
-    try:
-        checkpoint = torch.load(path, map_location="cpu", weights_only=True)
-    except PermissionError:
-        raise
-    except (pickle.UnpicklingError, RuntimeError, EOFError, OSError) as error:
-        raise ValueError(
-            f"{path} is damaged or not a checkpoint of wsl_zoo: it cannot be read as tensors and "
-            "plain values"
-        ) from error
-    if not isinstance(checkpoint, dict) or "wsl_zoo" not in checkpoint:
-        raise ValueError(f"{path} is not a checkpoint of wsl_zoo")
-    return checkpoint
-
-
-def arguments_of_images(path: str, images: str) -> list[str]:
-    """Return the data module that predicts on a folder of images with a checkpoint."""
-    checkpoint = read_checkpoint(path)
-    hparams = checkpoint["hyper_parameters"]
-    names = hparams.get("class_names") or [str(k) for k in range(hparams["num_classes"])]
-    init_args = {
-        "classes": names,
-        "predict_images": images,
-        "image_size": checkpoint["wsl_zoo"]["image_size"] or 224,
-    }
-    data = {"class_path": "wsl_zoo.data.UnlabelledImages", "init_args": init_args}
-    return ["--config", json.dumps({"data": data})]
-
-
-def value_of(option: str, args: Sequence[str]) -> str | None:
-    """Return the last value of `--option value` or `--option=value`."""
-    found = None
-    for i, arg in enumerate(args):
-        if arg == option and i + 1 < len(args):
-            found = args[i + 1]
-        elif arg.startswith(f"{option}="):
-            found = arg.partition("=")[2]
-    return found
-
-
-def complete(command: str, args: Sequence[str]) -> tuple[list[str], str]:
-    """Resolve shipped configs, and put what the checkpoint says before everything else.
-
-    Args:
-        command: The subcommand.
-        args: What follows it.
-
-    Returns:
-        The full arguments, and the name of the run.
-    """
-    name = command
-    out: list[str] = []
-    images: str | None = None
-    checkpoint: str | None = None
-    configs_end = 0
-    queue = list(args)
-    while queue:
-        option, given, value = queue.pop(0).partition("=")
-        if option in {"--config", "-c", "--images"}:
-            if not given:
-                if not queue:
-                    raise ValueError(f"{option} needs a value")
-                value = queue.pop(0)
-            if option == "--images":
-                images = value
-            elif value.lstrip().startswith("{"):
-                out += ["--config", value]
-                configs_end = len(out)
-            else:
-                path = catalogue.config_path(value)
-                name = f"{path.parent.name}_{path.stem}" if path.parent.name else path.stem
-                checkpoint = _checkpoint_of_config(path) or checkpoint
-                out += ["--config", str(path)]
-                configs_end = len(out)
-        else:
-            out.append(option + given + value)
-    checkpoint = value_of("--ckpt_path", out) or checkpoint
-    first = arguments_of_checkpoint(checkpoint) if checkpoint not in {None, "null"} else []
-    if images is not None:
-        if command != "predict" or not first:
-            raise ValueError("--images goes with: wsl-zoo predict --ckpt_path CKPT --images DIR")
-        # After the data of any config, before further flags.
-        out[configs_end:configs_end] = arguments_of_images(str(checkpoint), images)
-    return [command, *first, *out], name
-
-
-def _checkpoint_of_config(path: Path) -> str | None:
-    """Return the `ckpt_path` that a config file holds (that of a resumed run does)."""
-    try:
-        config = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except yaml.YAMLError as error:
-        raise ValueError(f"{path} is not valid YAML: {error}") from error
-    if not isinstance(config, dict):
-        raise ValueError(f"{path}: expected the keys model, data, trainer, ...")
-    return config.get("ckpt_path")
 
 
 @contextmanager

@@ -7,8 +7,6 @@ it, `param_groups`, `frozen`, `prepare_batch`, `refresh`. Everything else stands
 
 from __future__ import annotations
 
-import importlib
-import pickle
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
@@ -31,6 +29,7 @@ from wsl_zoo.types import Batch, Output, Target
 
 BATCH_NORMS = (nn.modules.batchnorm._BatchNorm,)
 DEFAULT_THRESHOLD = 0.5
+LOOK_AT_LOSS = 50  # steps between two checks of the loss on an accelerator
 
 
 class ZooModule(LightningModule, ABC):
@@ -259,7 +258,7 @@ class ZooModule(LightningModule, ABC):
         terms = self.loss(batch, self(batch))
         total = torch.stack([term.float() for term in terms.values()]).sum()
         # Looking at the value makes an accelerator wait, so there it is done now and then.
-        due = total.device.type == "cpu" or batch_idx % self.trainer.log_every_n_steps == 0
+        due = total.device.type == "cpu" or batch_idx % LOOK_AT_LOSS == 0
         if due and not torch.isfinite(total.detach()).item():
             shown = ", ".join(f"{name}={value.item():g}" for name, value in terms.items())
             raise FloatingPointError(
@@ -443,31 +442,3 @@ class ZooModule(LightningModule, ABC):
         self.chosen_threshold = ours.get("threshold")
         self._scheduled = ours.get("scheduled_epochs", 0)
         self._started = True
-
-
-def load_checkpoint(path: Path, map_location: Any = "cpu") -> ZooModule:
-    """Load a checkpoint of any method; see `wsl_zoo.load`."""
-    if not path.is_file():
-        raise FileNotFoundError(f"there is no checkpoint {path}")
-    try:
-        checkpoint = torch.load(path, map_location=map_location, weights_only=True)
-    except (pickle.UnpicklingError, RuntimeError, EOFError, OSError) as error:
-        raise ValueError(f"{path} is not a checkpoint of wsl_zoo, or damaged: {error}") from error
-    ours = checkpoint.get("wsl_zoo") if isinstance(checkpoint, dict) else None
-    if ours is None:
-        raise ValueError(f"{path} is not a checkpoint of wsl_zoo")
-    module_name, _, class_name = ours["class_path"].rpartition(".")
-    try:
-        method = getattr(importlib.import_module(module_name), class_name)
-    except (ImportError, AttributeError) as error:
-        raise ValueError(
-            f"{path} holds a {ours['class_path']} (of wsl_zoo {ours['version']}), which cannot be "
-            f"imported: {error}"
-        ) from error
-    if not (isinstance(method, type) and issubclass(method, ZooModule)):
-        raise ValueError(f"{path} names {ours['class_path']}, which is not a method of wsl_zoo")
-    hparams = dict(checkpoint["hyper_parameters"])
-    model: ZooModule = method(**{k: v for k, v in hparams.items() if not k.startswith("_")})
-    model.load_state_dict(checkpoint["state_dict"])
-    model.on_load_checkpoint(checkpoint)
-    return model.eval()
