@@ -269,7 +269,7 @@ def test_panels_show_image_mask_map_and_boxes_of_evenly_spaced_images(tmp_path, 
         difference = tile(picture, row, 2).astype(int) - pictures.overlay(image, score)
         assert np.abs(difference).mean() < 2
         boxes = tile(picture, row, 3)
-        x0, y0, x1, y1 = map(int, item["boxes"][0].tolist())
+        x0, y0, x1, _ = map(int, item["boxes"][0].tolist())
         green = (boxes == pictures.TRUTH).all(2)
         red = (boxes == pictures.PREDICTED).all(2)
         drawn = green | red  # a predicted box may cross it

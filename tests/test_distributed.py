@@ -1,9 +1,13 @@
 """Two processes (gloo) train without unused parameters, agree, and measure what one measures."""
 
+from types import SimpleNamespace
+
 import pytest
 import torch
 from pytorch_lightning import Callback
 from pytorch_lightning.loggers import CSVLogger
+from torch.utils.data import DataLoader
+from torch.utils.data.distributed import DistributedSampler
 
 import wsl_zoo
 from tests.cases import build, case_of, trainer
@@ -54,3 +58,19 @@ def test_two_processes(name, tmp_path):
     assert single.keys() == distributed.keys()
     for key, value in distributed.items():
         assert float(value) == single[key], key
+
+
+def test_padding_of_foreign_loaders_is_dropped(tmp_path):
+    """Without `valid` in the batch it follows from Lightning's sampler: 7 samples, 2 processes."""
+    dataset = list(range(7))
+    model = build(wsl_zoo.list_methods()[0], tmp_path)
+    for rank, expected in ((0, [[True] * 3, [True]]), (1, [[True] * 3, [False]])):
+        sampler = DistributedSampler(dataset, num_replicas=2, rank=rank, shuffle=False)
+        loader = DataLoader(dataset, batch_size=3, sampler=sampler)
+        model._trainer = SimpleNamespace(world_size=2, global_rank=rank, val_dataloaders=loader)
+        found = [
+            model._valid("val", {"image": batch}, i, 0).tolist() for i, batch in enumerate(loader)
+        ]
+        assert found == expected
+    model._trainer = SimpleNamespace(world_size=1)
+    assert model._valid("val", {"image": torch.zeros(2, 3, 4, 4)}, 0, 0) is None

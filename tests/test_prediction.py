@@ -222,3 +222,10 @@ def test_scores_may_come_in_half_precision():
     assert prediction.probability == 0.75
     assert prediction.probabilities.dtype == prediction.map.dtype == np.float32
     assert prediction.boxes.tolist() == [[0, 0, 3, 3]]  # a diagonal is connected
+
+
+def test_a_score_at_the_threshold_is_foreground():
+    score_map = torch.tensor([[0.0, 0.25], [0.5, 1.0]])
+    for threshold, count in ((0.0, 4), (0.25, 3), (0.5, 2), (1.0, 1), (2.0, 0)):
+        prediction = to_prediction(torch.ones(1), 0, score_map, (2, 2), ["a"], threshold)
+        assert prediction.mask.sum() == count

@@ -57,8 +57,6 @@ class BestCheckpoint(ModelCheckpoint):
             select = getattr(data, "selection", None)
             chosen = select() if select is not None else {"cl": "val/acc"}
             self.monitor = chosen.get(self.kind)
-            if self.monitor is None:  # nothing to judge by: keep nothing
-                self.save_top_k = 0
         super().setup(trainer, pl_module, stage)
 
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:

@@ -15,7 +15,8 @@ def small(**kwargs):
 
 def test_a_sample_is_its_scene():
     source = SceneSource(5, 30, seed=2, size=40, num_classes=3)
-    sample, scene = source.load(4, annotations=True), render_scene(34, seed=2, size=40, num_classes=3)
+    sample = source.load(4, annotations=True)
+    scene = render_scene(34, seed=2, size=40, num_classes=3)
     np.testing.assert_array_equal(sample.image, scene.image)
     np.testing.assert_array_equal(sample.mask, scene.mask)
     assert sample.label == scene.label == 34 % 3
@@ -30,7 +31,7 @@ def test_boxes_are_the_edges_of_the_objects():
     for index in range(6):
         sample = SceneSource(6, 0, 0, 48, 4).load(index, annotations=True)
         rows, columns = np.nonzero(sample.mask)
-        x0, y0, x1, y1 = sample.boxes[:, 0], sample.boxes[:, 1], sample.boxes[:, 2], sample.boxes[:, 3]
+        x0, y0, x1, y1 = sample.boxes.T
         assert (x0.min(), y0.min()) == (columns.min(), rows.min())
         assert (x1.max(), y1.max()) == (columns.max() + 1, rows.max() + 1)
 

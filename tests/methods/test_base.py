@@ -194,7 +194,11 @@ class Scheduled(CAMClassifier):
     def __init__(self, **kwargs):
         super().__init__(**kwargs)
         self.losses = nn.ModuleList([Barrier(), nn.Sequential(Barrier()), Stepper()])
-        self.refreshed = []
+        self.refreshed, self.seen = [], []
+
+    def loss(self, batch, output):
+        self.seen.append((self.current_epoch, float(self.losses[0].t)))
+        return super().loss(batch, output)
 
     def refresh(self):
         self.refreshed.append(self.current_epoch)
@@ -248,7 +252,10 @@ def test_schedules_miss_no_step_where_a_run_is_killed(tmp_path, step):
         return model
 
     fit(KillAt(step))
-    assert float(fit(ckpt_path=tmp_path / "last.ckpt").losses[0].t) == 8.0
+    resumed = fit(ckpt_path=tmp_path / "last.ckpt")
+    assert float(resumed.losses[0].t) == 8.0
+    steps = [(epoch, 2.0**epoch) for epoch in (0, 0, 1, 1, 2, 2)]
+    assert resumed.seen == steps[step:]
 
 
 # Start weights
@@ -593,7 +600,7 @@ def test_images_without_a_mask_count_nowhere(tmp_path):
 
 
 def test_padded_duplicates_do_not_count(tmp_path):
-    model, logits, maps = planted()
+    model, _, _ = planted()
     data = tiny_data()
     whole = trainer(tmp_path).validate(model, data, verbose=False)[0]
 

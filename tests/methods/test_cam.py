@@ -35,9 +35,7 @@ def test_maps_are_the_weights_times_the_features(encoder):
     expected = (weight[None, :, :, None, None] * features[:, None]).sum(2)
     torch.testing.assert_close(output.final, features)
     torch.testing.assert_close(output.map, expected, rtol=1e-4, atol=1e-4)
-    torch.testing.assert_close(
-        output.map.mean((2, 3)) + bias, output.logits, rtol=1e-4, atol=1e-4
-    )
+    torch.testing.assert_close(output.map.mean((2, 3)) + bias, output.logits, rtol=1e-4, atol=1e-4)
     assert output.logits.shape == (3, K)
 
 

@@ -17,10 +17,12 @@ import torch
 from pytorch_lightning import LightningModule
 from pytorch_lightning.utilities.types import OptimizerLRScheduler
 from torch import Tensor, nn
+from torch.utils.data.distributed import DistributedSampler
 
 from wsl_zoo import __version__
 from wsl_zoo.cams.normalize import normalize_map
 from wsl_zoo.data.dataset import stable_seed
+from wsl_zoo.data.samplers import valid_mask
 from wsl_zoo.encoders import Encoder
 from wsl_zoo.metrics.split import SplitMetrics
 from wsl_zoo.prediction import Prediction, predict_image
@@ -322,13 +324,13 @@ class ZooModule(LightningModule, ABC):
 
     def validation_step(self, batch: Batch, batch_idx: int, dataloader_idx: int = 0) -> None:
         """Update the metrics of the validation split."""
-        self._evaluate("val", batch, dataloader_idx)
+        self._evaluate("val", batch, batch_idx, dataloader_idx)
 
     def test_step(self, batch: Batch, batch_idx: int, dataloader_idx: int = 0) -> None:
         """Update the metrics of the test split."""
-        self._evaluate("test", batch, dataloader_idx)
+        self._evaluate("test", batch, batch_idx, dataloader_idx)
 
-    def _evaluate(self, stage: str, batch: Batch, dataloader_idx: int) -> None:
+    def _evaluate(self, stage: str, batch: Batch, batch_idx: int, dataloader_idx: int) -> None:
         output = self(batch)
         localizes = output.map is not None and ("mask" in batch or "boxes" in batch)
         self.metrics[self._split_names(stage)[dataloader_idx]].update(
@@ -337,8 +339,24 @@ class ZooModule(LightningModule, ABC):
             maps=self.localize(batch, output, "label") if localizes else None,
             mask=batch.get("mask"),
             boxes=batch.get("boxes"),
-            valid=batch.get("valid"),
+            valid=self._valid(stage, batch, batch_idx, dataloader_idx),
         )
+
+    def _valid(
+        self, stage: str, batch: Batch, batch_idx: int, dataloader_idx: int
+    ) -> Tensor | None:
+        """Return which samples are no padding; for loaders not ours, from Lightning's sampler."""
+        if "valid" in batch or self.trainer.world_size == 1:
+            return batch.get("valid")
+        loaders: Any = (
+            self.trainer.test_dataloaders if stage == "test" else self.trainer.val_dataloaders
+        )
+        loader = loaders[dataloader_idx] if isinstance(loaders, list) else loaders
+        if not isinstance(getattr(loader, "sampler", None), DistributedSampler):
+            return None
+        start, size = batch_idx * loader.batch_size, len(loader.dataset)
+        rank, world_size = self.trainer.global_rank, self.trainer.world_size
+        return valid_mask(start, len(batch["image"]), size, rank, world_size).to(self.device)
 
     def on_validation_epoch_end(self) -> None:
         """Log the metrics; keep the threshold of the split that localisation is judged on."""

@@ -1,8 +1,8 @@
 """Every metric of one evaluated split, made as the split's ground truth asks for them.
 
-Classification: accuracy, balanced accuracy (mean recall of the classes that occur) and, with more than five
-classes, top-5. Masks: PxAP beside the prevalence, peak IoU, Dice at the best threshold of the split
-itself ("oracle") and, once a threshold was chosen on validation, Dice at that one. Boxes:
+Classification: accuracy, balanced accuracy (mean recall of the classes that occur) and, with more
+than five classes, top-5. Masks: PxAP beside the prevalence, peak IoU, Dice at the best threshold of
+the split itself ("oracle") and, once a threshold was chosen on validation, Dice at that one. Boxes:
 MaxBoxAcc, MaxBoxAccV2 and top-1 localisation.
 """
 
