@@ -61,7 +61,9 @@ def test_loss_terms_are_finite_and_sum_to_the_total(name, case, tmp_path, dtype)
     totals = []
 
     model.log = lambda key, value, **kwargs: None
-    model.log_dict = lambda values, **kwargs: totals.extend((k, float(v)) for k, v in values.items())
+    model.log_dict = lambda values, **kwargs: totals.extend(
+        (k, float(v)) for k, v in values.items()
+    )
     model._trainer = trainer(tmp_path)
     with torch.autocast("cpu", dtype, enabled=dtype is torch.bfloat16):
         total = model.training_step(batch_of(case, model), 0)

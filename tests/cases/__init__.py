@@ -62,9 +62,9 @@ def build(name: str, folder: Path, **changes: Any) -> ZooModule:
 def trainer(folder: Path, **changes: Any) -> Trainer:
     """A quiet trainer on the CPU."""
     settings = {
-        "accelerator": "cpu", "devices": 1, "max_epochs": 1, "logger": False, "inference_mode": False,
-        "enable_progress_bar": False, "enable_model_summary": False, "enable_checkpointing": False,
-        "default_root_dir": folder, "num_sanity_val_steps": 0,
+        "accelerator": "cpu", "devices": 1, "max_epochs": 1, "logger": False,
+        "inference_mode": False, "enable_progress_bar": False, "enable_model_summary": False,
+        "enable_checkpointing": False, "default_root_dir": folder, "num_sanity_val_steps": 0,
     }  # fmt: skip
     return Trainer(**settings | changes)
 

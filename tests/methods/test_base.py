@@ -256,6 +256,7 @@ def test_schedules_miss_no_step_where_a_run_is_killed(tmp_path, step):
     assert float(resumed.losses[0].t) == 8.0
     steps = [(epoch, 2.0**epoch) for epoch in (0, 0, 1, 1, 2, 2)]
     assert resumed.seen == steps[step:]
+    assert resumed.refreshed == ([1, 2] if step <= 2 else [2])
 
 
 # Start weights

@@ -6,5 +6,12 @@ from wsl_zoo.data.glas import GlaSData
 from wsl_zoo.data.manifest import DataError, Record
 from wsl_zoo.data.synthetic import SyntheticData
 
-__all__ = ["DataError", "FolderData", "GlaSData", "Record", "SyntheticData",
-           "UnlabelledImages", "ZooDataModule"]
+__all__ = [
+    "DataError",
+    "FolderData",
+    "GlaSData",
+    "Record",
+    "SyntheticData",
+    "UnlabelledImages",
+    "ZooDataModule",
+]

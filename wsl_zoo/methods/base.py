@@ -129,6 +129,7 @@ class ZooModule(LightningModule, ABC):
         """Metrics by split; made anew for every pass, on the device, so no part of the weights."""
         self._started = False  # start weights are read, or a checkpoint's took their place
         self._scheduled = 0  # epochs that the schedules have done
+        self._begun = -1  # the epoch that was begun last
 
     # What a method overrides -------------------------------------------------------------------
 
@@ -192,7 +193,7 @@ class ZooModule(LightningModule, ABC):
     def setup(self, stage: str) -> None:
         """Hold what is frozen; learn the size of images."""
         if stage == "fit":
-            self._scheduled = 0
+            self._scheduled, self._begun = 0, -1
         for module in self.frozen():
             module.requires_grad_(requires_grad=False)
         data = getattr(self.trainer, "datamodule", None)
@@ -234,10 +235,18 @@ class ZooModule(LightningModule, ABC):
                 yield module
 
     def on_train_epoch_start(self) -> None:
-        """Renew banks and pseudo-labels."""
-        # A run resumed from the last batch of an epoch never came to that epoch's end.
+        """Begin the epoch: renew banks and pseudo-labels."""
+        self._begin_epoch()
+
+    def on_train_batch_start(self, batch: Batch, batch_idx: int) -> None:
+        """Begin the epoch if the Trainer did not: resumed from the last batch of the one before."""
+        if self._begun != self.current_epoch:
+            self._begin_epoch()
+
+    def _begin_epoch(self) -> None:
         self._schedule_to(self.current_epoch)
         self.refresh()
+        self._begun = self.current_epoch
 
     def on_train_epoch_end(self) -> None:
         """Step every schedule."""
@@ -449,6 +458,7 @@ class ZooModule(LightningModule, ABC):
             "image_size": self.image_size,
             "threshold": self.chosen_threshold,
             "scheduled_epochs": self._scheduled,
+            "begun_epoch": self._begun,
             "mean": list(self.encoder.mean),
             "std": list(self.encoder.std),
         }
@@ -459,4 +469,5 @@ class ZooModule(LightningModule, ABC):
         self.image_size = ours.get("image_size")
         self.chosen_threshold = ours.get("threshold")
         self._scheduled = ours.get("scheduled_epochs", 0)
+        self._begun = ours.get("begun_epoch", -1)
         self._started = True
