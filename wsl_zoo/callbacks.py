@@ -369,4 +369,4 @@ class ResultWriter(Callback):
         row = {"checkpoint": checkpoint, "metrics": values}
         path = reports.append_result(self._folder, row)
         if self.show:
-            reports.print_results(self.columns, caption=f"appended to {path}")
+            reports.print_results(self.columns, below=f"appended to {path}")

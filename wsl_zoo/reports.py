@@ -46,14 +46,13 @@ def percent(value: float) -> str:
     return f"{100 * value:.2f}"
 
 
-def results_table(columns: Mapping[str, Mapping[str, float]], caption: str | None = None) -> Table:
+def results_table(columns: Mapping[str, Mapping[str, float]]) -> Table:
     """Return a table with one row per metric and one column per entry, in percent.
 
     Args:
         columns: Column title -> {"split/metric": fraction}.
-        caption: A line under the table.
     """
-    table = Table(title="Results, %", caption=caption, title_justify="left")
+    table = Table(title="Results, %", title_justify="left")
     table.add_column("metric")
     for name in columns:
         table.add_column(name, justify="right")
@@ -67,9 +66,11 @@ def results_table(columns: Mapping[str, Mapping[str, float]], caption: str | Non
     return table
 
 
-def print_results(columns: Mapping[str, Mapping[str, float]], caption: str | None = None) -> None:
-    """Print `results_table`."""
-    Console().print(results_table(columns, caption))
+def print_results(columns: Mapping[str, Mapping[str, float]], below: str | None = None) -> None:
+    """Print `results_table`, and a line below it that is never wrapped (it holds a path)."""
+    Console().print(results_table(columns))
+    if below is not None:
+        print(below)
 
 
 def append_result(folder: Path, row: Mapping[str, Any]) -> Path:
