@@ -191,9 +191,10 @@ def test_bad_records_stop_setup_with_all_problems(splits, container):
 def test_files_are_verified_as_asked(splits):
     path = splits["test"][2].image
     path.write_bytes(path.read_bytes()[:300])
-    with pytest.raises(DataError, match="test_2"):
-        Tiny(splits, verify="decode").setup("test")
-    data = Tiny(splits, batch_size=2, image_size=12, num_workers=1)
+    for verify in ("decode", "auto"):
+        with pytest.raises(DataError, match="test_2"):
+            Tiny(splits, verify=verify).setup("test")
+    data = Tiny(splits, batch_size=2, image_size=12, num_workers=1, verify="header")
     data.setup("test")
     with pytest.raises(DataError, match=r"test_2\.png is not a readable image"):  # from a worker
         list(data.test_dataloader()[0])

@@ -110,6 +110,7 @@ def test_line_numbers_are_those_of_an_editor(tmp_path, newline, mark):
     ]
     path = manifest(tmp_path, mark + newline.join(lines).encode())
     assert [line for line, _ in read_rows(path)] == [2, 4, 8, 9, 12]
+    picture(tmp_path / "a.png"), picture(tmp_path / "b.png")
     assert problems_of(read_manifest, path, class_names=TWO) == [
         "labels.csv, line 8: unknown class 'cow'",
         "labels.csv, line 9: empty label",
@@ -140,6 +141,8 @@ def test_all_bad_cells_come_at_once(tmp_path):
         "labels.csv, line 7: more cells than the header has columns: '2,3,4'",
         "labels.csv, line 8: a box needs finite x0 <= x1 and y0 <= y1, got '5 5 2 9'",
         "labels.csv, line 9: a box needs finite x0 <= x1 and y0 <= y1, got '0 0 nan 9'",
+        # What is wrong with the files of the good rows stands in the same message.
+        f"labels.csv, line 10: image {tmp_path / 'h.png'} does not exist",
     ]
 
 

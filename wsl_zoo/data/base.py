@@ -66,7 +66,8 @@ class ZooDataModule(LightningDataModule, ABC):
         color_jitter: Strengths (brightness, contrast, saturation, hue) in training; None: none.
         cache: Keep decoded and resized images in memory (small data sets).
         drop_last: Leave out a training batch that is not full.
-        verify: How `setup` checks files: "header", "decode" (every pixel), "none" (existence).
+        verify: How `setup` checks files: "decode" (every pixel), "header" (size), "none"
+            (existence), or "auto": "decode" up to 2,000 images, else "header".
         predict_images: Folder of images, or one image, for `predict`; default: the test splits.
         seed: Fixes order and augmentation, with the epoch and the sample.
     """
@@ -89,7 +90,7 @@ class ZooDataModule(LightningDataModule, ABC):
         color_jitter: list[float] | None = None,
         cache: bool = False,
         drop_last: bool = False,
-        verify: Verify = "header",
+        verify: Verify = "auto",
         predict_images: str | None = None,
         seed: int = 0,
     ) -> None:
@@ -128,6 +129,12 @@ class ZooDataModule(LightningDataModule, ABC):
         """Number K of classes."""
         return len(self.class_names)
 
+    @property
+    def origin(self) -> Path | None:
+        """The folder or file that the data set was read from, for messages."""
+        places = (getattr(self, "manifest", None), getattr(self, "root", None))
+        return next((place for place in places if place is not None), None)
+
     @abstractmethod
     def read(self) -> Mapping[str, Source | Sequence[Record]]:
         """Return every split: lists of records (validated by the base) or ready sources."""
@@ -148,7 +155,7 @@ class ZooDataModule(LightningDataModule, ABC):
                     self.class_names,
                     shared=self.shared,
                     verify=self.verify,
-                    what=f"{type(self).__name__} {getattr(self, 'root', '')}".strip(),
+                    what=f"{type(self).__name__} {self.origin or ''}".strip(),
                 )
             self._sources = {
                 name: RecordSource(split, annotated=name not in self.unannotated)

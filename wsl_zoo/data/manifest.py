@@ -27,7 +27,8 @@ from typing import Literal
 import numpy as np
 from PIL import Image
 
-Verify = Literal["header", "decode", "none"]
+Verify = Literal["auto", "header", "decode", "none"]
+DECODED = 2000  # images up to which "auto" decodes every pixel: a few seconds
 COLUMNS = ("split", "image", "label", "mask", "boxes", "group")
 REQUIRED = COLUMNS[:3]
 SHOWN_PROBLEMS = 50
@@ -229,6 +230,11 @@ def read_manifest(
             continue
         splits.setdefault(row["split"], []).append(record)
     if problems:
+        try:  # what is wrong with the other rows belongs into the same message
+            validate(splits, names)
+        except DataError as others:
+            # A class may lack images only because its rows are among the bad ones.
+            problems += [text for text in others.problems if not text.startswith("class ")]
         raise DataError(f"Manifest {path}", problems)
     return splits, names
 
@@ -238,7 +244,7 @@ def validate(
     class_names: Sequence[str],
     *,
     shared: Sequence[frozenset[str]] = (),
-    verify: Verify = "header",
+    verify: Verify = "auto",
     what: str = "Data set",
 ) -> None:
     """Check every record of every split, and report all problems at once.
@@ -252,7 +258,7 @@ def validate(
         class_names: The K classes.
         shared: Sets of splits that may share images by protocol (GlaS: `valpx` is part of `valcl`).
         verify: "header" opens each file and reads its size (fast), "decode" reads every pixel,
-            "none" only checks that the files exist.
+            "auto" does that up to `DECODED` images, "none" only checks that the files exist.
         what: Heads the message.
 
     Raises:
@@ -262,6 +268,8 @@ def validate(
     records = {
         (r.image, r.masks, r.ignore): r for records in splits.values() for r in records
     }.values()
+    if verify == "auto":
+        verify = "decode" if len(records) <= DECODED else "header"
     with ThreadPoolExecutor(max_workers=8) as pool:
         for found in pool.map(lambda record: _file_problems(record, verify), records):
             problems += found
