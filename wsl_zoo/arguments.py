@@ -6,7 +6,7 @@ import inspect
 import json
 import re
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from difflib import get_close_matches
 from pathlib import Path
 from typing import Any, NoReturn
@@ -82,14 +82,8 @@ def _parameters() -> set[str]:
     return {name for c in classes for name in inspect.signature(c).parameters} - {"self", "kwargs"}
 
 
-def arguments_of_checkpoint(path: str) -> list[str]:
-    """Return what a checkpoint says of its model, as arguments that later ones override.
-
-    Raises:
-        FileNotFoundError: No such file.
-        ValueError: It is no checkpoint of this package.
-    """
-    checkpoint = read_checkpoint(path)
+def arguments_of_checkpoint(checkpoint: Mapping[str, Any]) -> list[str]:
+    """Return what a checkpoint says of its model, as arguments that later ones override."""
     linked = {"num_classes", "class_names", "seed"}
     hparams = checkpoint["hyper_parameters"]
     init_args = {k: v for k, v in hparams.items() if k not in linked and not k.startswith("_")}
@@ -98,9 +92,8 @@ def arguments_of_checkpoint(path: str) -> list[str]:
     return ["--config", json.dumps({"model": model} | seed)]
 
 
-def arguments_of_images(path: str, images: str) -> list[str]:
+def arguments_of_images(checkpoint: Mapping[str, Any], images: str) -> list[str]:
     """Return the data module that predicts on a folder of images with a checkpoint."""
-    checkpoint = read_checkpoint(path)
     hparams = checkpoint["hyper_parameters"]
     names = hparams.get("class_names") or [str(k) for k in range(hparams["num_classes"])]
     init_args = {
@@ -132,11 +125,15 @@ def complete(command: str, args: Sequence[str]) -> tuple[list[str], str]:
 
     Returns:
         The full arguments, and the name of the run.
+
+    Raises:
+        FileNotFoundError: There is no such config or checkpoint.
+        ValueError: A file is not what it should be, or options do not go together.
     """
     name = command
     out: list[str] = []
     images: str | None = None
-    checkpoint: str | None = None
+    path_of_checkpoint: str | None = None
     configs_end = 0
     queue = list(args)
     while queue:
@@ -154,18 +151,21 @@ def complete(command: str, args: Sequence[str]) -> tuple[list[str], str]:
             else:
                 path = catalogue.config_path(value)
                 name = f"{path.parent.name}_{path.stem}" if path.parent.name else path.stem
-                checkpoint = _checkpoint_of_config(path) or checkpoint
+                path_of_checkpoint = _checkpoint_of_config(path) or path_of_checkpoint
                 out += ["--config", str(path)]
                 configs_end = len(out)
         else:
             out.append(option + given + value)
-    checkpoint = value_of("--ckpt_path", out) or checkpoint
-    first = arguments_of_checkpoint(checkpoint) if checkpoint not in {None, "null"} else []
+    path_of_checkpoint = value_of("--ckpt_path", out) or path_of_checkpoint
+    trained = (
+        read_checkpoint(path_of_checkpoint) if path_of_checkpoint not in {None, "null"} else None
+    )
+    first = arguments_of_checkpoint(trained) if trained is not None else []
     if images is not None:
-        if command != "predict" or not first:
+        if command != "predict" or trained is None:
             raise ValueError("--images goes with: wsl-zoo predict --ckpt_path CKPT --images DIR")
         # After the data of any config, before further flags.
-        out[configs_end:configs_end] = arguments_of_images(str(checkpoint), images)
+        out[configs_end:configs_end] = arguments_of_images(trained, images)
     return [command, *first, *out], name
 
 

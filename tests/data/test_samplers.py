@@ -9,7 +9,6 @@ from wsl_zoo.data.samplers import (
     Key,
     ResumableLoader,
     SeededSampler,
-    steps_per_epoch,
     trainer_position,
     valid_mask,
 )
@@ -82,13 +81,6 @@ def test_valid_mask_of_one_process_is_all_true():
     assert valid_mask(4, 3, 7).tolist() == [True] * 3
     assert valid_mask(4, 4, 7).tolist() == [True] * 3 + [False]
     assert valid_mask(0, 0, 7).shape == (0,)
-
-
-@pytest.mark.parametrize(("size", "batch", "world"), [(20, 4, 1), (21, 4, 2), (7, 3, 4), (1, 9, 2)])
-def test_steps_per_epoch_is_the_length_of_the_loader(size, batch, world):
-    sampler = SeededSampler(size, shuffle=False, num_replicas=world)
-    loader = ResumableLoader(range(size), batch_size=batch, sampler=sampler)
-    assert steps_per_epoch(size, batch, world) == len(loader)
 
 
 class Keys(Dataset):

@@ -6,7 +6,6 @@ apart the copies by which a distributed run pads its last round (metrics drop th
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Iterator
 from typing import Any, NamedTuple
 
@@ -131,8 +130,3 @@ def trainer_position(trainer: Any) -> tuple[int, int]:
     if done and batches.is_last_batch:  # saved after the last batch: next comes the next epoch
         return epochs.processed + 1, 0
     return epochs.processed, done
-
-
-def steps_per_epoch(size: int, batch_size: int, world_size: int = 1) -> int:
-    """Return the number of batches that each process sees in an epoch (the last may be smaller)."""
-    return math.ceil(math.ceil(size / world_size) / batch_size)
