@@ -6,10 +6,11 @@ from pathlib import Path
 from types import SimpleNamespace
 
 import numpy as np
+import pandas as pd
 import pytest
 import torch
 from PIL import Image
-from pytorch_lightning import Callback
+from pytorch_lightning import Callback, LightningModule
 from pytorch_lightning.loggers import CSVLogger
 
 import wsl_zoo
@@ -28,6 +29,7 @@ from wsl_zoo.data import FolderData, UnlabelledImages
 from wsl_zoo.data.base import ZooDataModule
 from wsl_zoo.data.synthetic import SceneSource
 from wsl_zoo.methods import CAMClassifier
+from wsl_zoo.metrics.split import Thresholds
 
 
 def tiny(**kwargs):
@@ -152,7 +154,7 @@ def test_the_threshold_in_a_checkpoint_is_that_of_its_epoch(tmp_path, monkeypatc
         log(model, split, {"acc": torch.tensor(-epoch), "pxap": torch.tensor(epoch % 2)})
 
     def compute(self):
-        return {}, thresholds[model.current_epoch]
+        return {}, Thresholds(thresholds[model.current_epoch])
 
     monkeypatch.setattr(model, "_log_metrics", scores)
     monkeypatch.setattr("wsl_zoo.metrics.split.SplitMetrics.compute", compute)
@@ -162,9 +164,84 @@ def test_the_threshold_in_a_checkpoint_is_that_of_its_epoch(tmp_path, monkeypatc
     assert wsl_zoo.load(tmp_path / "best_loc.ckpt").chosen_threshold == 0.5
 
 
-def test_an_unknown_kind_is_refused():
-    with pytest.raises(ValueError, match="kind='acc' must be"):
-        BestCheckpoint("acc")
+class Judged(Scored):
+    """Judged on two further splits with thresholds of their own; here they are plain numbers."""
+
+    thresholds = 0.0
+
+    def on_validation_epoch_end(self):
+        self.thresholds_of = {"val_a": 0.1 + self.current_epoch, "val_b": 0.2 + self.current_epoch}
+        self.thresholds = 0.3 + self.current_epoch
+        scores = self.scores[self.current_epoch]
+        for split in ("val", "val_a", "val_b"):
+            self.log(f"{split}/acc", scores["acc"])
+            self.log(f"{split}/maxboxacc", scores.get(split, 0))
+
+    def on_save_checkpoint(self, checkpoint):
+        checkpoint["thresholds"] = self.thresholds
+
+    def on_load_checkpoint(self, checkpoint):
+        pass
+
+
+class TwoRoots(Plain):
+    def selection(self):
+        roots = {f"loc_{name}": f"val_{name}/maxboxacc" for name in "ab"}
+        return {"cl": "val/acc", "loc": "val_b/maxboxacc", **roots}
+
+
+def test_a_checkpoint_holds_the_thresholds_of_its_judge(tmp_path):
+    kinds = ("cl", "loc", "loc_a", "loc_b")
+    best = [BestCheckpoint(kind, dirpath=tmp_path) for kind in kinds]
+    scores = [{"acc": 0.5, "val_a": 0.6, "val_b": 0.1}, {"acc": 0.7, "val_a": 0.5, "val_b": 0.2}]
+    model = Judged(scores)
+    fit(tmp_path, model, *best, LastCheckpoint(dirpath=tmp_path), data=TwoRoots(), max_epochs=2)
+    found = {
+        path.stem: torch.load(path, weights_only=True)["thresholds"] for path in tmp_path.iterdir()
+    }
+    assert found == {
+        "best_cl": 1.3, "best_loc": 1.2, "best_loc_a": 0.1, "best_loc_b": 1.2, "last": 1.3,
+    }  # fmt: skip
+    assert epoch_of(tmp_path / "best_loc_a.ckpt") == 0
+    assert model.thresholds == 1.3  # what is in use stays
+
+
+def test_the_thresholds_in_use_come_back_when_saving_fails(tmp_path, monkeypatch):
+    model = Judged([{"acc": 0.5}])
+    monkeypatch.setattr(torch, "save", lambda *args, **kwargs: (_ for _ in ()).throw(OSError))
+    with pytest.raises(OSError):  # noqa: PT011 - the disk is full
+        fit(tmp_path, model, BestCheckpoint("loc_a", dirpath=tmp_path), data=TwoRoots())
+    assert model.thresholds == 0.3
+
+
+class Foreign(LightningModule):
+    """A module that is none of ours: no thresholds."""
+
+    def __init__(self):
+        super().__init__()
+        self.layer = torch.nn.Linear(3, 4)
+
+    def training_step(self, batch, batch_idx):
+        return self.layer(batch["image"].mean((2, 3))).sum()
+
+    def validation_step(self, batch, batch_idx):
+        self.log("val/pxap", 0.5)
+
+    def configure_optimizers(self):
+        return torch.optim.SGD(self.parameters(), lr=0.1)
+
+
+def test_a_foreign_module_is_kept_too(tmp_path):
+    fit(tmp_path, Foreign(), BestCheckpoint("loc", dirpath=tmp_path))
+    assert [path.name for path in tmp_path.iterdir()] == ["best_loc.ckpt"]
+
+
+def test_an_unknown_kind_is_refused(tmp_path):
+    for kind in ("acc", "loc_", "loc_a b", "cl_a"):
+        with pytest.raises(ValueError, match=f"kind='{kind}' must be 'cl', 'loc' or 'loc_<root>'"):
+            BestCheckpoint(kind)
+    with pytest.raises(ValueError, match="kind='loc_clip': the data have only cl, loc"):
+        fit(tmp_path, tiny(), BestCheckpoint("loc_clip", dirpath=tmp_path))
 
 
 class Stop(RuntimeError):
@@ -348,7 +425,7 @@ def test_predictions_are_written_at_the_size_of_each_image(tmp_path):
     model = tiny(class_names=["one", 'two "2"', "three, 3", "four"])
     with torch.no_grad():
         model.head.fc.bias.copy_(torch.tensor([0.0, 9.0, 0.0, 0.0]))
-    model.image_size, model.chosen_threshold = 48, 0.6
+    model.image_size, model.thresholds = 48, Thresholds(0.6)
     data = UnlabelledImages(
         classes=model.class_names, predict_images=str(tmp_path / "images"), image_size=48,
         batch_size=2,
@@ -470,6 +547,11 @@ def test_results_are_appended_and_shown(tmp_path, capsys):
     assert rows[0]["metrics"] == rows[1]["metrics"] == results.columns["last"]
     shown = capsys.readouterr().out
     assert f"{100 * rows[0]['metrics']['test/acc']:.2f}" in shown
+    written = {path.name for path in (tmp_path / "run" / "curves").iterdir()}
+    endings = (".png", "_pixels.csv", "_largest.csv", "_all.csv")
+    assert written == {f"test_{name}{end}" for name in ("model", "last") for end in endings}
+    curve = pd.read_csv(tmp_path / "run" / "curves" / "test_last_largest.csv")
+    assert curve["accuracy_iou50"].max() == pytest.approx(rows[1]["metrics"]["test/maxboxacc"])
     quiet = ResultWriter(show=False)
     trainer(tmp_path, callbacks=[quiet]).test(model, tiny_data(), verbose=False)
     assert capsys.readouterr().out == ""

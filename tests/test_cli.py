@@ -25,6 +25,7 @@ from wsl_zoo.__main__ import COMMANDS, main
 from wsl_zoo.arguments import complete
 from wsl_zoo.encoders import Encoder
 from wsl_zoo.methods import CAMClassifier
+from wsl_zoo.metrics import MaxBoxAcc
 
 ROOT = Path(__file__).resolve().parents[1]
 CPU = ["--trainer.accelerator", "cpu", "--trainer.enable_model_summary", "false"]
@@ -370,6 +371,7 @@ def test_wrong_keys_and_types_in_a_config(place, messages, capsys):
         (["fit", "-c", "cam/synthetic", "--runs_dir", "x"], ["Did you mean 'run_dir'?"]),
         (["fit", "-c", "cam/synthetic", "--model", "CAMClasifier"], ["'CAMClassifier'?"]),
         (["fit", "-c", "cam/synthetic", "--then_test", "[best]"], ["best_cl", "best_loc", "last"]),
+        (["fit", "-c", "cam/synthetic", "--then_test", "[best_loc_a]"], ["'best_loc'?"]),
         (["fit", "-c", "broken.yaml"], ["broken.yaml is not valid YAML", "line 1"]),
         (["fit", "-c", "list.yaml"], ["list.yaml: expected the keys model, data, trainer"]),
         (["test", "-c", "cam/synthetic"], ["test needs --ckpt_path", "untrained"]),
@@ -519,6 +521,107 @@ def test_demo(capsys):
     pictures = [Path(line.strip()) for line in out.splitlines() if line.strip().endswith(".png")]
     assert [path.name for path in pictures] == ["test_best_cl.png", "test_best_loc.png"]
     assert all(path.is_file() for path in pictures)
+
+
+# Selection by pseudo-boxes -----------------------------------------------------------------------
+
+SIDE = 64
+
+
+def pseudo_boxed(root):
+    """Images in class folders, true boxes of the test only, and two roots that disagree."""
+    names = []
+    for split, count in (("train", 4), ("val", 3), ("test", 2)):
+        for label in "ab":
+            for i in range(count):
+                name = f"{split}/{label}/{i}.png"
+                picture(root / name, (SIDE, SIDE), value=len(names))
+                names.append(name)
+    rows = {
+        "whole": [[0, 0, SIDE, SIDE]],
+        # Some of them fits whatever is left of a map at a high threshold.
+        "small": [[x, y, x + 20, y + 20] for x in range(0, 50, 5) for y in range(0, 50, 5)],
+    }
+    for folder, boxes in rows.items():
+        path = root / "meta" / folder / "val" / "localization.txt"
+        path.parent.mkdir(parents=True)
+        lines = [[n, *box] for n in names if n.startswith("val") for box in boxes]
+        path.write_text("\n".join(",".join(map(str, line)) for line in lines))
+    tests = [f"{name},0,0,{SIDE},{SIDE}" for name in names if name.startswith("test")]
+    (root / "boxes.csv").write_text("\n".join(["image,x0,y0,x1,y1", *tests]))
+    return {name: f"{root}/meta/{name}" for name in rows}
+
+
+def best_threshold(model, root, boxes):
+    """The threshold of MaxBoxAcc over the validation images of a folder."""
+    metric = MaxBoxAcc()
+    for label, name in enumerate(("a", "b")):
+        for path in sorted((root / "val" / name).iterdir()):
+            score_map = torch.from_numpy(model.predict_image(path, target=label).map)
+            metric.update(score_map[None], [torch.tensor(boxes, dtype=torch.float64)])
+    return metric.best_threshold().item()
+
+
+def test_threshold_and_checkpoint_by_pseudo_boxes(tmp_path, capsys):
+    root = tmp_path / "images"
+    roots = pseudo_boxed(root)
+    tested = ["best_loc", "best_loc_whole", "best_loc_small"]
+    status, out, _ = run(
+        [*fit_on(root), "--data.image_size", SIDE, "--data.val_roots", json.dumps(roots),
+         "--trainer.max_epochs", "2", "--then_test", json.dumps(tested)], capsys,
+    )  # fmt: skip
+    assert status == 0
+    assert all(name in out for name in tested)
+    folder = Path("run/checkpoints")
+    assert sorted(path.stem for path in folder.iterdir()) == [
+        "best_cl", "best_loc", "best_loc_small", "best_loc_whole", "last",
+    ]  # fmt: skip
+    metrics = pd.read_csv("run/metrics.csv")
+    chosen = {}
+    for name in roots:
+        text = (Path(roots[name]) / "val" / "localization.txt").read_text()
+        rows = [line.split(",") for line in text.splitlines() if line.startswith("val/a/0.png")]
+        boxes = [list(map(float, row[1:])) for row in rows]
+        model = wsl_zoo.load(folder / f"best_loc_{name}.ckpt")
+        chosen[name] = model.chosen_threshold
+        # Images came in batches there: a level of 1/255 may round to its neighbour.
+        assert chosen[name] == pytest.approx(best_threshold(model, root, boxes), abs=0.01)
+        scores = metrics.dropna(subset=[f"val_{name}/maxboxacc"]).set_index("epoch")
+        state = state_of(folder / f"best_loc_{name}.ckpt")
+        assert state["epoch"] == int(scores[f"val_{name}/maxboxacc"].idxmax())
+        assert scores[f"val_{name}/maxboxacc"].max() > 0
+    assert chosen["whole"] + 0.1 < chosen["small"]
+    assert "val/maxboxacc" not in metrics  # no true box to select by
+    judge = wsl_zoo.load(folder / "best_loc.ckpt")
+    assert judge.chosen_threshold == chosen["whole"]  # the first root, without any truth
+    rows = [json.loads(line) for line in Path("run/results.jsonl").read_text().splitlines()]
+    assert [row["checkpoint"] for row in rows] == tested
+    # Each is tested at its own threshold: true boxes are whole images here.
+    judged, whole, small = (row["metrics"]["test/boxacc"] for row in rows)
+    assert judged == whole > small
+
+
+def test_unknown_checkpoints_are_refused_before_the_fit(tmp_path, capsys):
+    roots = pseudo_boxed(tmp_path / "images")
+    status, _, err = run(
+        [*fit_on(tmp_path / "images"), "--data.val_roots", json.dumps(roots),
+         "--then_test", '["best_cl","best_loc_smal"]'], capsys,
+    )  # fmt: skip
+    assert status == 1
+    assert "keeps best_cl, best_loc, best_loc_whole, best_loc_small, last" in err
+    assert "no 'best_loc_smal' (did you mean 'best_loc_small'?)" in err
+    assert not Path("run").exists()
+
+
+def test_bad_pseudo_boxes_are_named_by_line(tmp_path, capsys):
+    roots = pseudo_boxed(tmp_path / "images")
+    path = Path(roots["whole"]) / "val" / "localization.txt"
+    path.write_text("val/a/0.png,0,0,5\n" + path.read_text())
+    status, _, err = run(
+        [*fit_on(tmp_path / "images"), "--data.val_roots", json.dumps(roots)], capsys
+    )
+    assert status == 1
+    assert f"{path}, line 1: expected path,x0,y0,x1,y1, found 'val/a/0.png,0,0,5'" in err
 
 
 # Prediction --------------------------------------------------------------------------------------

@@ -10,6 +10,9 @@ import torch
 import wsl_zoo
 from tests.cases import tiny_data, trainer
 from wsl_zoo.methods import CAMClassifier
+from wsl_zoo.metrics.split import Thresholds
+
+THRESHOLDS = Thresholds(pixels=0.375, largest=0.25, all=(0.125, 0.25, 0.5))
 
 
 @pytest.fixture(scope="module")
@@ -24,7 +27,7 @@ def saved(tmp_path_factory):
     )  # fmt: skip
     run = trainer(folder)
     run.fit(model, tiny_data())
-    model.chosen_threshold = 0.375
+    model.thresholds = THRESHOLDS
     run.save_checkpoint(folder / "model.ckpt")
     start.unlink()
     return model, folder / "model.ckpt"
@@ -40,6 +43,7 @@ def test_a_checkpoint_is_all_that_is_needed(saved, kind):
     assert loaded.class_names == ["a", "b", "c", "d"]
     assert loaded.image_size == 48
     assert loaded.chosen_threshold == loaded.map_threshold == 0.375
+    assert loaded.thresholds == THRESHOLDS
     assert loaded.encoder.mean == (0.5,) * 3
     assert loaded.encoder.std == (0.25,) * 3
     image = tiny_data().dataset("test")[3]["image"].permute(1, 2, 0).numpy()
@@ -56,7 +60,7 @@ def test_a_loaded_model_can_be_saved_again(saved, tmp_path):
     run.strategy.connect(loaded)
     run.save_checkpoint(tmp_path / "again.ckpt")
     again = wsl_zoo.load(tmp_path / "again.ckpt")
-    assert (again.chosen_threshold, again.image_size) == (0.375, 48)
+    assert (again.thresholds, again.image_size) == (THRESHOLDS, 48)
     state = saved[0].state_dict()
     assert all(torch.equal(value, state[key]) for key, value in again.state_dict().items())
     assert again.state_dict().keys() == state.keys()

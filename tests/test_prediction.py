@@ -12,6 +12,7 @@ from torch.nn import functional as F
 from wsl_zoo.data.manifest import DataError
 from wsl_zoo.data.transforms import normalize, resize_image
 from wsl_zoo.methods import CAMClassifier
+from wsl_zoo.metrics.split import Thresholds
 from wsl_zoo.prediction import as_rgb, mask_boxes, resize_map, to_prediction
 from wsl_zoo.types import Output
 
@@ -58,16 +59,16 @@ def test_the_stored_threshold_cuts_the_map(model):
     pixels = picture()
     try:
         for threshold in (0.25, 0.75):
-            model.chosen_threshold = threshold
+            model.thresholds = Thresholds(pixels=threshold)
             prediction = model.predict_image(pixels)
             assert prediction.threshold == threshold
             np.testing.assert_array_equal(prediction.mask, prediction.map >= threshold)
-        model.chosen_threshold = 2.0  # the validation liked an empty mask best
+        model.thresholds = Thresholds(pixels=2.0)  # the validation liked an empty mask best
         prediction = model.predict_image(pixels)
         assert not prediction.mask.any()
         assert prediction.boxes.shape == (0, 4)
     finally:
-        model.chosen_threshold = None
+        model.thresholds = Thresholds()
 
 
 def test_a_class_may_be_asked_for(model):

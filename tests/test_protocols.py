@@ -78,6 +78,17 @@ def test_a_grid_is_the_product_of_methods_folds_and_seeds(tmp_path):
     assert json.loads(jitter) == [0.1, 0.2]
 
 
+def test_a_grid_that_selects_by_pseudo_boxes(tmp_path):
+    roots = {"clip": "meta/clip", "ss": "meta/selective search"}
+    path = write_grid(
+        tmp_path, test=["best_loc_clip", "best_loc_ss"], methods={"CAM": {"data.val_roots": roots}}
+    )
+    for job in protocols.read_grid(path):
+        tested = json.loads(value_after("--then_test", job.args))
+        assert tested == ["best_loc_clip", "best_loc_ss"]
+        assert json.loads(value_after("--data.val_roots", job.args)) == roots
+
+
 def test_a_grid_without_seeds_and_folds(tmp_path):
     path = write_grid(tmp_path, seeds=None, folds=None, test=["last"], config=None,
                       methods={"A": {"config": "cam/glas"}})  # fmt: skip

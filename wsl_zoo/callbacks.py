@@ -1,12 +1,13 @@
-"""Callbacks: the two best checkpoints, pictures per validation, written predictions, results."""
+"""Callbacks: the best checkpoints, pictures per validation, written predictions, results."""
 
 from __future__ import annotations
 
 import csv
 import io
+import re
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 import torch
@@ -21,20 +22,22 @@ from wsl_zoo.types import Batch
 
 
 class BestCheckpoint(ModelCheckpoint):
-    """Keeps `best_cl.ckpt` (classification) or `best_loc.ckpt` (localisation).
+    """Keeps `best_<kind>.ckpt`: best classification (cl) or localisation (loc, loc_<root>).
 
     What is monitored comes from the data module (`selection`): accuracy, and PxAP or MaxBoxAcc on
-    the validation split with ground truth. Without one there is no `best_loc`. Of equal scores the
-    first is kept, as F-CAM does (the survey kept the last).
+    the validation split with ground truth, or MaxBoxAcc on the pseudo-boxes of one of `val_roots`.
+    Without any there is no `best_loc`. A checkpoint of localisation holds the thresholds chosen on
+    the split that it was judged on. Of equal scores the first is kept, as F-CAM does (the survey
+    kept the last).
 
     Args:
-        kind: "cl" or "loc".
+        kind: "cl", "loc" or "loc_<root>".
         **kwargs: As of `ModelCheckpoint`.
     """
 
-    def __init__(self, kind: Literal["cl", "loc"], **kwargs: Any) -> None:
-        if kind not in {"cl", "loc"}:
-            raise ValueError(f"kind={kind!r} must be 'cl' or 'loc'")
+    def __init__(self, kind: str, **kwargs: Any) -> None:
+        if not re.fullmatch("cl|loc(_[A-Za-z0-9_]+)?", kind):
+            raise ValueError(f"kind={kind!r} must be 'cl', 'loc' or 'loc_<root>'")
         settings: dict[str, Any] = {
             "filename": f"best_{kind}",
             "mode": "max",
@@ -57,6 +60,8 @@ class BestCheckpoint(ModelCheckpoint):
             select = getattr(data, "selection", None)
             chosen = select() if select is not None else {"cl": "val/acc"}
             self.monitor = chosen.get(self.kind)
+            if self.kind.startswith("loc_") and self.monitor is None:
+                raise ValueError(f"kind={self.kind!r}: the data have only {', '.join(chosen)}")
         super().setup(trainer, pl_module, stage)
 
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
@@ -68,6 +73,21 @@ class BestCheckpoint(ModelCheckpoint):
         """Judge the model, where there is something to judge it by."""
         if self._judged(trainer):
             super().on_train_epoch_end(trainer, pl_module)
+
+    def _save_checkpoint(self, trainer: Trainer, filepath: str) -> None:
+        """Save; of localisation, with the thresholds of the split that judges."""
+        module: Any = trainer.lightning_module
+        split = (self.monitor or "").partition("/")[0]
+        own = getattr(module, "thresholds_of", {}).get(split) if self.kind != "cl" else None
+        if own is None:
+            super()._save_checkpoint(trainer, filepath)
+            return
+        in_use = module.thresholds
+        module.thresholds = own
+        try:
+            super()._save_checkpoint(trainer, filepath)
+        finally:
+            module.thresholds = in_use
 
     def _judged(self, trainer: Trainer) -> bool:
         """Return whether there is a score: not without validation, nor without any foreground."""
@@ -344,7 +364,10 @@ def relative_stem(path: str, trainer: Trainer) -> Path:
 
 
 class ResultWriter(Callback):
-    """Prints the table of a test and appends it to `results.jsonl` of the run.
+    """Prints the table of a test and appends it to `results.jsonl` of the run; writes its curves.
+
+    The curves over map thresholds, where there are masks or boxes, become `curves/<split>_<ckpt>`
+    `.png` and, per kind of ground truth, `.csv` in the run's folder. W&B receives the picture.
 
     Args:
         show: Print the table.
@@ -358,6 +381,23 @@ class ResultWriter(Callback):
     def on_test_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Look up the run's folder."""
         self._folder = run_folder(trainer)
+
+    def on_test_epoch_end(self, trainer: Trainer, pl_module: Any) -> None:
+        """Write the curves, which all processes sum together."""
+        if not hasattr(pl_module, "curves"):
+            return
+        for split, curves in pl_module.curves("test").items():
+            if curves and trainer.is_global_zero:
+                written = reports.write_curves(
+                    curves,
+                    self._folder / "curves",
+                    f"{split}{_checkpoint_suffix(trainer)}",
+                    title=split,
+                    thresholds=pl_module.thresholds.state(),
+                )
+                for logger in trainer.loggers:
+                    if isinstance(logger, WandbLogger):
+                        logger.log_image(f"curves/{split}", [Image.open(written[0])])
 
     def on_test_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Keep, write and print the results."""

@@ -18,7 +18,7 @@ import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 from lightning_fabric.utilities.exceptions import MisconfigurationException
 from lightning_utilities.core.rank_zero import rank_zero_only
@@ -33,10 +33,10 @@ from wsl_zoo import reports
 from wsl_zoo.arguments import ZooParser, complete, plain
 from wsl_zoo.callbacks import BestCheckpoint, LastCheckpoint, MapWriter, PanelWriter, ResultWriter
 from wsl_zoo.data import ZooDataModule
+from wsl_zoo.data.manifest import suggestion
 from wsl_zoo.methods.base import ZooModule
 
 ROOT = "runs"
-Checkpoint = Literal["best_cl", "best_loc", "last"]
 SILENCED = (
     ".*does not have many workers.*",  # for small data on few cores the main process does best
     ".*smaller than the logging interval.*",
@@ -111,9 +111,9 @@ class ZooCLI(LightningCLI):
         )
         parser.add_argument(
             "--then_test",
-            type=list[Checkpoint],
+            type=list[str],
             default=[],
-            help="After fit, test these checkpoints: best_cl, best_loc, last.",
+            help="After fit, test these checkpoints: best_cl, best_loc, best_loc_<root>, last.",
         )
         parser.add_lightning_class_args(LastCheckpoint, "last")
         parser.add_lightning_class_args(PanelWriter, "panels")
@@ -141,12 +141,14 @@ class ZooCLI(LightningCLI):
 
     def instantiate_trainer(self, **kwargs: Any) -> Trainer:
         """Make the trainer with the run's loggers and callbacks."""
+        kinds = ("cl", "loc", *(f"loc_{name}" for name in self.datamodule.val_roots))
         if self.subcommand == "fit":
             _refuse_used_folder(self.option("run_dir"), self.option("ckpt_path"))
+            _refuse_unknown(self.option("then_test"), [*(f"best_{kind}" for kind in kinds), "last"])
         if self.option("trainer.logger") is None:
             kwargs["logger"] = self._loggers()
         self.results = ResultWriter(show=self.subcommand == "test")
-        callbacks = [BestCheckpoint("cl"), BestCheckpoint("loc"), self.results]
+        callbacks = [*map(BestCheckpoint, kinds), self.results]
         if self.option("trainer.enable_progress_bar") is not False:
             kwargs["enable_progress_bar"] = sys.stdout.isatty()
             callbacks.append(RichProgressBar() if sys.stdout.isatty() else EpochLines())
@@ -211,6 +213,15 @@ class ZooCLI(LightningCLI):
         folder = self.trainer.log_dir  # all processes must ask: the first tells the others
         if self.trainer.is_global_zero:
             reports.print_results(self.results.columns, f"run folder: {folder}")
+
+
+def _refuse_unknown(names: Sequence[str], checkpoints: Sequence[str]) -> None:
+    for name in names:
+        if name not in checkpoints:
+            near = suggestion(name, checkpoints)
+            raise ValueError(
+                f"then_test: the run keeps {', '.join(checkpoints)}, but no {name!r}{near}"
+            )
 
 
 def _refuse_used_folder(run_dir: str | None, checkpoint: str | None) -> None:

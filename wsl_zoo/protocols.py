@@ -4,7 +4,7 @@
     config: cam/glas_small            # fit config of every run
     seeds: [0, 1, 2]
     folds: [0, 1, 2, 3, 4]            # optional: --data.fold
-    test: [best_cl, best_loc]         # checkpoints to test; also: last
+    test: [best_cl, best_loc]         # checkpoints to test; also: last, best_loc_<root>
     methods:                          # name -> options on top of the config
       CAM: {}
       GAP: {model.head: gap}

@@ -165,6 +165,29 @@ def test_hidden_splits_show_no_masks(splits):
     assert data.selection() == {"cl": "valcl/acc", "loc": "valpx/pxap"}
 
 
+@pytest.mark.filterwarnings("ignore:.*has no box of 1 of 4 validation images")
+def test_pseudo_boxes_are_seen_on_a_split_that_hides_its_own(splits, tmp_path):
+    # Without a root the paths are those of the files.
+    rows = [f"{record.image},0,0,24,10" for record in splits["valcl"][:3]]
+    (tmp_path / "localization.txt").write_text("\n".join(rows))
+    data = Tiny(splits, image_size=12, val_roots={"clip": str(tmp_path)})
+    data.setup("fit")
+    assert data.split_names("val") == ["valcl", "valpx", "val_clip"]
+    batches = [next(iter(loader)) for loader in data.val_dataloader()]
+    assert [len(batch["index"]) for batch in batches] == [4, 2, 3]
+    assert [("boxes" in batch, "mask" in batch) for batch in batches] == [
+        (False, False), (True, True), (True, False),
+    ]  # fmt: skip
+    assert {tuple(boxes[0].tolist()) for boxes in batches[2]["boxes"]} == {(0, 0, 12, 6)}
+    assert batches[2]["path"] == batches[0]["path"][:3]
+    assert data.selection() == {
+        "cl": "valcl/acc", "loc": "valpx/pxap", "loc_clip": "val_clip/maxboxacc",
+    }  # fmt: skip
+    del splits["train"], splits["valcl"], splits["valpx"]
+    with pytest.raises(DataError, match="no validation split"):
+        Tiny(splits, val_roots={"clip": str(tmp_path)}).setup("test")
+
+
 def test_selection_follows_what_is_annotated(splits):
     def selection(**changed):
         return Tiny({**splits, **changed}).selection()

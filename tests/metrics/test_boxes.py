@@ -1,132 +1,44 @@
-import cv2
 import numpy as np
 import pytest
 import torch
 from torchmetrics import MetricCollection
 
-from wsl_zoo.metrics import BoxLocalization, MaxBoxAcc, MaxBoxAccV2, boxes_from_map
-from wsl_zoo.metrics.boxes import ious_over_thresholds, level_ious, threshold_grid
-
-
-def reference_boxes(score_map, threshold, contours):
-    """The protocol, step by step."""
-    height, width = score_map.shape
-    image = np.floor(255 * score_map).astype(np.uint8)
-    cut = int(threshold * np.max(image))
-    _, binary = cv2.threshold(image, cut, 255, cv2.THRESH_BINARY)
-    found = cv2.findContours(binary, cv2.RETR_TREE, cv2.CHAIN_APPROX_SIMPLE)[0]
-    if len(found) == 0:
-        return [(0, 0, 0, 0)]
-    if contours == "largest":
-        found = [max(found, key=cv2.contourArea)]
-    rectangles = [cv2.boundingRect(contour) for contour in found]
-    return [(x, y, min(x + w, width - 1), min(y + h, height - 1)) for x, y, w, h in rectangles]
-
-
-def reference_iou(a, b):
-    overlap = max(0, min(a[2], b[2]) - max(a[0], b[0]) + 1) * max(
-        0, min(a[3], b[3]) - max(a[1], b[1]) + 1
-    )
-    areas = [(x1 - x0 + 1) * (y1 - y0 + 1) for x0, y0, x1, y1 in (a, b)]
-    union = sum(areas) - overlap
-    return overlap / union if union > 0 else 0.0
-
-
-def reference_ious(score_map, boxes, contours):
-    """Best IoU at each of the 1000 thresholds."""
-    truth = [tuple(int(side) for side in box) for box in boxes]
-    return [
-        max(
-            reference_iou(a, b)
-            for a in reference_boxes(score_map, threshold, contours)
-            for b in truth
-        )
-        for threshold in np.arange(0, 1, 0.001)
-    ]
-
-
-def rings(*radii, size=24, values=(0.9, 0.6, 0.4)):
-    y, x = np.mgrid[:size, :size]
-    radius = np.maximum(abs(x - size // 2), abs(y - size // 2))
-    out = np.zeros((size, size))
-    for r, value in zip(radii, values, strict=False):
-        out[radius == r] = value
-    return out
-
-
-def special_map(kind, random):
-    height, width = random.integers(8, 26, 2)
-    noise = random.random((height, width))
-    if kind == "noise":
-        return noise
-    if kind == "few levels":
-        return random.choice([0.1, 0.3, 0.5, 1.0], (height, width))
-    if kind == "smoothed":
-        return cv2.GaussianBlur(noise, (7, 7), 0)
-    if kind == "checkerboard":
-        return np.indices((height, width)).sum(0) % 2 * noise.clip(0.2)
-    if kind == "ring":
-        return rings(int(random.integers(2, 10)))
-    if kind == "nested rings":
-        return np.maximum(rings(3, 6, 9), 0.2 * random.random((24, 24)))
-    if kind == "single pixels":
-        return noise * (random.random((height, width)) < 0.05)
-    if kind == "lines":
-        out = np.zeros((height, width))
-        out[height // 2], out[:, width // 3] = 0.8, 0.5
-        np.fill_diagonal(out, 0.65)
-        return out
-    if kind == "border":
-        out = 0.1 * noise
-        out[: height // 2, : width // 2] += 0.5
-        out[-3:, -4:] += 0.7
-        return out
-    return np.full((height, width), {"constant 0": 0.0, "constant 1": 1.0}[kind])
-
-
-KINDS = [
-    *("noise", "few levels", "smoothed", "checkerboard", "ring", "nested rings"),
-    *("single pixels", "lines", "border", "constant 0", "constant 1"),
-]
+from tests.metrics.transcription import (
+    KINDS,
+    THRESHOLDS,
+    box_accuracy,
+    data_set_ious,
+    predicted_boxes,
+    random_boxes,
+    rings,
+    special_map,
+    to_levels,
+)
+from wsl_zoo.metrics import BoxAccV2, BoxLocalization, MaxBoxAcc, MaxBoxAccV2, boxes_from_map
+from wsl_zoo.metrics.contours import ious_over_thresholds, level_ious, threshold_grid
 
 
 @pytest.mark.parametrize("contours", ["largest", "all"])
 @pytest.mark.parametrize("kind", KINDS)
 def test_every_threshold_equals_the_plain_loop(kind, contours):
     random = np.random.default_rng(KINDS.index(kind))
-    maps, boxes, expected = [], [], []
-    for _ in range(3):
-        score_map = special_map(kind, random)
-        height, width = score_map.shape
-        corners = random.random((random.integers(1, 4), 4)) * [width, height, width, height]
-        box = np.concatenate(
-            [
-                np.minimum(corners[:, :2], corners[:, 2:]),
-                np.maximum(corners[:, :2], corners[:, 2:]),
-            ],
-            axis=1,
-        )
-        box[0] += [0, 0, 1, 1]
-        maps.append(torch.from_numpy(score_map))
-        boxes.append(torch.from_numpy(box))
-        expected.append(reference_ious(score_map, box, contours))
-        found = ious_over_thresholds(
-            np.floor(255 * score_map).astype(np.uint8), box.astype(np.int64), contours, 1000
-        )
-        assert found.tolist() == expected[-1]
+    maps = [special_map(kind, random) for _ in range(3)]
+    boxes = [random_boxes(random, to_levels(score_map)) for score_map in maps]
+    expected = data_set_ious(maps, boxes, contours)
+    metric = BoxLocalization((0.1, 0.3, 0.5, 0.7), contours)
+    for score_map, box, image_ious in zip(maps, boxes, expected, strict=True):
+        levels = to_levels(score_map)
+        found = ious_over_thresholds(levels, box.astype(np.int64), contours, 1000)
+        np.testing.assert_array_equal(found, image_ious)
+        score_map = torch.from_numpy(score_map)
         for threshold in (0.0, 0.25, 0.731):
-            predicted = boxes_from_map(maps[-1], threshold, contours)
-            assert predicted.tolist() == [
-                list(box) for box in reference_boxes(score_map, threshold, contours)
-            ]
-    wanted = (0.1, 0.3, 0.5, 0.7)
-    metric = BoxLocalization(wanted, contours)
-    for score_map, box in zip(maps, boxes, strict=True):
-        metric.update(score_map[None], [box])
-    accuracy = [np.mean(np.asarray(expected) >= iou, axis=0) for iou in wanted]
+            predicted = predicted_boxes(levels, int(threshold * levels.max()), contours)
+            assert boxes_from_map(score_map, threshold, contours).tolist() == predicted.tolist()
+        metric.update(score_map[None], [torch.from_numpy(box)])
+    accuracy = [box_accuracy(expected, iou) for iou in metric.iou_thresholds]
     np.testing.assert_array_equal(metric.curves()["accuracy"].numpy(), accuracy)
     np.testing.assert_array_equal(metric.compute().numpy(), np.max(accuracy, axis=1))
-    best = np.arange(0, 1, 0.001)[np.argmax(accuracy, axis=1)]
+    best = THRESHOLDS[np.argmax(accuracy, axis=1)]
     np.testing.assert_array_equal(metric.best_threshold().numpy(), best)
 
 
@@ -329,6 +241,39 @@ def test_order_and_partition_do_not_matter():
     assert whole.hits.sum() > 0
 
 
+def test_a_refused_batch_leaves_the_counters_alone():
+    scores = blob().repeat(3, 1, 1)
+    scores[2, 4, 4] = torch.nan
+    boxes = [torch.tensor([[10.0, 10.0, 20.0, 20.0]])] * 3
+    metric = MaxBoxAcc()
+    with pytest.raises(ValueError, match=r"scores must lie in \[0, 1\]"):
+        metric.update(scores, boxes)
+    assert metric.total == metric.hits.sum() == 0
+    metric.update(scores[:2], boxes[:2])
+    assert metric.compute() == 1
+
+
+def test_true_boxes_may_leave_the_map_by_a_rounding():
+    metric = BoxLocalization((100 / 121,))
+    metric.update(blob(20), [torch.tensor([[10.0, 10.0, 20.5, 20.5]])])  # 11 x 11 pixels
+    assert metric.compute() == 1
+
+
+def test_each_iou_threshold_may_have_its_own_map_threshold():
+    scores = torch.zeros(1, 40, 40)
+    scores[0, :20, :20], scores[0, :12, :12] = 0.4, 1.0
+    boxes = [torch.tensor([[0.0, 0.0, 20.0, 20.0]])]  # IoU 1 below 0.4, 169 / 441 above
+    values = {}
+    for threshold in (0.3, 0.6, (0.6, 0.3, 0.3), (0.6, 0.6, 0.3)):
+        metric = BoxAccV2(threshold)
+        metric.update(scores, boxes)
+        values[threshold] = metric.compute().item()
+    expected = {0.3: 1, 0.6: 1 / 3, (0.6, 0.3, 0.3): 1, (0.6, 0.6, 0.3): 2 / 3}
+    assert values == pytest.approx(expected)
+    with pytest.raises(ValueError, match="3 of them"):
+        BoxAccV2((0.3, 0.6))
+
+
 def test_bad_input_is_refused():
     box = [torch.tensor([[1.0, 1.0, 5.0, 8.0]])]
     with pytest.raises(ValueError, match=r"scores must lie in \[0, 1\]"):
@@ -341,6 +286,10 @@ def test_bad_input_is_refused():
         MaxBoxAcc().update(blob(), [torch.full((1, 4), torch.nan)])
     with pytest.raises(ValueError, match=r"finite and \(n, 4\)"):
         MaxBoxAcc().update(blob(), [torch.zeros(2, 6)])
+    with pytest.raises(ValueError, match=r"x0 <= x1 and y0 <= y1"):
+        MaxBoxAcc().update(blob(), [torch.tensor([[5.0, 1.0, 4.0, 8.0]])])
+    with pytest.raises(ValueError, match=r"image 1 .* lie in the map"):
+        MaxBoxAcc().update(blob().repeat(2, 1, 1), [*box, torch.tensor([[1.0, 1.0, 5.0, 34.0]])])
     with pytest.raises(ValueError, match="valid must be"):
         MaxBoxAcc().update(blob(), box, valid=torch.ones(2, dtype=torch.bool))
     with pytest.raises(ValueError, match="needs logits"):

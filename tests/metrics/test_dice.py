@@ -4,7 +4,7 @@ import torch
 from torchmetrics import MetricCollection
 from torchmetrics.segmentation import DiceScore
 
-from wsl_zoo.metrics import DiceAtThreshold, ImageDice, MeanIoUAtThreshold
+from wsl_zoo.metrics import DiceAtThreshold, ImageDice, MeanIoUAtThreshold, PxAP, RateAtThreshold
 
 
 @pytest.fixture
@@ -187,3 +187,47 @@ def test_image_dice_refuses_bad_input(maps):
     metric.invalid += 2  # what an accelerator counts
     with pytest.raises(ValueError, match="2 pixels"):
         metric.compute()
+
+
+@pytest.mark.parametrize("threshold", [0.35, "best"])
+def test_rates_are_shares_of_their_region(threshold):
+    torch.manual_seed(5)
+    mask = (torch.rand(3, 12, 12) < 0.4).to(torch.uint8)
+    scores = (0.6 * torch.rand(3, 12, 12) + 0.4 * mask).double()
+    mask[:, 0] = 255
+    metrics = {rate: RateAtThreshold(rate, threshold) for rate in ("tp", "fn", "tn", "fp")}
+    values = {}
+    for rate, metric in metrics.items():
+        metric.update(scores, mask)
+        values[rate] = metric.compute().item()
+    cut = metrics["tp"].best_threshold() if threshold == "best" else threshold
+    assert values["tp"] == (scores[mask == 1] >= cut).double().mean()
+    assert values["fp"] == (scores[mask == 0] >= cut).double().mean()
+    assert values["tp"] + values["fn"] == values["tn"] + values["fp"] == 1
+    curves = metrics["tp"].curves()
+    at = (curves["threshold"] - cut).abs().argmin()
+    assert values["tn"] == curves["tn_rate"][at]
+
+
+def test_areas_integrate_the_curves_over_the_threshold():
+    scores, mask = torch.tensor([[[0.75, 0.5, 0.25, 0.0]]]), torch.tensor([[[1, 1, 0, 0]]])
+    metric = PxAP(num_thresholds=4)
+    metric.update(scores, mask)
+    areas = metric.areas()
+    # at 1/4, 2/4, 3/4, 1: TP 2, 2, 1, 0 of 2; FP 1, 0, 0, 0 of 2
+    assert areas["tp_rate"] == (1 + 1 + 0.5 + 0) / 4
+    assert areas["fp_rate"] == 0.5 / 4
+    assert areas["fn_rate"] == 1 - areas["tp_rate"]
+    assert areas["dice_foreground"] == pytest.approx((4 / 5 + 1 + 2 / 3 + 0) / 4)
+    assert {"threshold", "precision"}.isdisjoint(areas)
+    assert areas.keys() == metric.curves().keys() - {"threshold", "precision"}
+
+
+@pytest.mark.filterwarnings("ignore:.*undefined")
+def test_rates_without_their_region_are_undefined():
+    for rate, only in (("tp", 0), ("fn", 0), ("tn", 1), ("fp", 1)):
+        metric = RateAtThreshold(rate, 0.5)
+        metric.update(torch.rand(1, 4, 4), torch.full((1, 4, 4), only))
+        assert metric.compute().isnan()
+    with pytest.raises(ValueError, match="rate='recall'"):
+        RateAtThreshold("recall")

@@ -9,7 +9,8 @@ from sklearn.metrics import average_precision_score
 from torchmetrics import MetricCollection
 from torchmetrics.classification import BinaryAveragePrecision
 
-from tests.metrics.two_process import differing_on_two_processes
+from tests.metrics.processes import differing_on_processes
+from tests.metrics.transcription import EDGES, histograms, peak_iou, pixel_curves, pxap
 from wsl_zoo.metrics import (
     BoxLocalization,
     DiceAtThreshold,
@@ -22,8 +23,6 @@ from wsl_zoo.metrics import (
     Prevalence,
     PxAP,
 )
-
-EDGES = np.append(np.arange(0, 1, 0.001), [1, 2, 3])
 
 
 def random_maps(seed, images=4, size=24, dtype=torch.float32, kind="uniform"):
@@ -39,36 +38,80 @@ def random_maps(seed, images=4, size=24, dtype=torch.float32, kind="uniform"):
     return scores.to(dtype), mask
 
 
-def reference_histograms(scores, mask):
-    z, g = scores.double().numpy().ravel(), mask.numpy().ravel()
-    return np.histogram(z[g == 1], EDGES)[0], np.histogram(z[g == 0], EDGES)[0]
-
-
-def reference_pxap(scores, mask):
-    pos, neg = reference_histograms(scores, mask)
-    tp, fp = np.cumsum(pos[::-1]), np.cumsum(neg[::-1])
-    some = np.nonzero(tp + fp)[0]
-    precision, recall = tp[some] / (tp + fp)[some], tp[some] / pos.sum()
-    return (precision * np.diff(recall, prepend=0)).sum()
-
-
 def scored(metric, scores, mask, valid=None):
     metric.update(scores, mask, valid)
     return metric.compute().item()
 
 
+@pytest.mark.parametrize("size", [(4, 24), (3, 151)])
 @pytest.mark.parametrize("kind", ["uniform", "grid"])
-@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
-def test_pxap_and_histograms_equal_the_numpy_transcription(kind, dtype):
-    scores, mask = random_maps(0, kind=kind, dtype=dtype)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.float16, torch.bfloat16])
+def test_pxap_and_histograms_equal_the_numpy_transcription(size, kind, dtype):
+    scores, mask = random_maps(0, *size, kind=kind, dtype=dtype)
     metric = PxAP()
     value = scored(metric, scores, mask)
-    pos, neg = reference_histograms(scores, mask)
+    pos, neg = histograms(scores.double(), mask)
     np.testing.assert_array_equal(metric.pos.numpy(), pos)
     np.testing.assert_array_equal(metric.neg.numpy(), neg)
     assert metric.pos.dtype == torch.int64
     assert metric.pos[-2] > 0 or metric.neg[-2] > 0, "scores of 1 have their own bin"
-    assert value == pytest.approx(reference_pxap(scores, mask), abs=1e-13)
+    assert value == pytest.approx(pxap(scores.double(), mask), abs=1e-12)
+    peak = scored(PeakIoU(), scores, mask)
+    assert peak == pytest.approx(peak_iou(scores.double(), mask), abs=1e-12)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@pytest.mark.parametrize("num_thresholds", [1, 2, 3, 7, 49, 100, 250, 998, 1000, 1021, 4096])
+def test_scores_beside_every_edge_fall_on_the_right_side(num_thresholds, dtype):
+    edges = np.append(np.arange(num_thresholds) * (1 / num_thresholds), [1, 2, 3])
+    inner = torch.from_numpy(edges[:-2]).to(dtype)
+    up, down = (inner.nextafter(torch.tensor(end, dtype=dtype)) for end in (1.0, 0.0))
+    scores = torch.stack([down, inner, up])[None]
+    metric = PxAP(num_thresholds)
+    for mask in (torch.ones(scores.shape), torch.zeros(scores.shape)):
+        metric.update(scores, mask)
+    expected = histograms(scores, torch.ones(scores.shape), edges)[0]
+    np.testing.assert_array_equal(metric.pos.numpy(), expected)
+    np.testing.assert_array_equal(metric.neg.numpy(), expected)
+
+
+@pytest.mark.parametrize("dtype", [torch.uint8, torch.int64, torch.int32, torch.float32])
+def test_layout_and_type_of_the_mask_do_not_matter(dtype):
+    scores, mask = random_maps(17, size=20)
+    whole, strided, expanded = PxAP(), PxAP(), PxAP()
+    whole.update(scores, mask)
+    strided.update(scores.mT.contiguous().mT, torch.stack([mask, mask], dim=-1).to(dtype)[..., 0])
+    assert torch.equal(whole.pos, strided.pos)
+    assert torch.equal(whole.neg, strided.neg)
+    expanded.update(scores[:1].expand(3, -1, -1), mask[:1].to(dtype).expand(3, -1, -1))
+    pos, neg = histograms(scores[:1], mask[:1])
+    np.testing.assert_array_equal(expanded.pos.numpy(), 3 * pos)
+    np.testing.assert_array_equal(expanded.neg.numpy(), 3 * neg)
+
+
+def test_a_bool_mask_has_no_ignored_pixel():
+    scores, mask = random_maps(18)
+    metric, integers = PxAP(), PxAP()
+    metric.update(scores, mask == 1)
+    integers.update(scores, (mask == 1).long())
+    assert torch.equal(metric.pos, integers.pos)
+    assert torch.equal(metric.neg, integers.neg)
+
+
+@pytest.mark.parametrize("kind", ["uniform", "grid"])
+def test_the_whole_curve_equals_the_numpy_transcription(kind):
+    scores, mask = random_maps(19, kind=kind)
+    metric = PxAP()
+    metric.update(scores, mask)
+    expected, curves = pixel_curves(scores, mask), metric.curves()
+    best = expected["threshold"][expected["miou"].argmax()]
+    assert metric.best_threshold() == best
+    assert set(curves) == set(expected)
+    for name, values in expected.items():  # ascending, without the threshold 2
+        ascending = values[:0:-1]
+        some = ~curves[name].isnan().numpy()
+        assert some.all() or name == "precision"
+        np.testing.assert_allclose(curves[name].numpy()[some], ascending[some], rtol=0, atol=1e-12)
 
 
 def test_edges_are_those_of_numpy():
@@ -298,7 +341,7 @@ def test_cuda_counts_the_same_without_waiting():
         there.compute()
 
 
-def test_two_processes_give_the_bits_of_one():
+def test_several_processes_give_the_bits_of_one():
     scores, mask = random_maps(15, images=5, size=16)
     pixels = {"scores": scores, "mask": mask}
     boxes = [torch.tensor([[1.2, 2.9, 9.7, 12.1], [3.0, 3.0, 6.0, 6.0]][: i % 3]) for i in range(5)]
@@ -317,4 +360,4 @@ def test_two_processes_give_the_bits_of_one():
         "maxboxaccv2": (MaxBoxAccV2, found),
         "unsynchronised": (partial(PxAP, sync_on_compute=False), pixels),
     }
-    assert list(differing_on_two_processes(cases)) == ["unsynchronised"]
+    assert list(differing_on_processes(cases)) == ["unsynchronised"]

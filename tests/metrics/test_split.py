@@ -6,6 +6,8 @@ import pytest
 import torch
 
 from wsl_zoo.metrics import (
+    BoxAcc,
+    BoxAccV2,
     DiceAtThreshold,
     ImageDice,
     MaxBoxAcc,
@@ -14,13 +16,15 @@ from wsl_zoo.metrics import (
     Prevalence,
     PxAP,
 )
-from wsl_zoo.metrics.split import SplitMetrics
+from wsl_zoo.metrics.split import SplitMetrics, Thresholds
 
 K, SIDE, COUNT = 4, 16, 7
 CLASSES = {"acc", "balanced_acc"}
 PIXELS = {"pxap", "prevalence", "peak_iou", "dice_oracle", "dice_bg_oracle"}
 FIXED = {"dice", "dice_bg", "image_dice"}
-BOXES = {"maxboxacc", "maxboxacc_v2", "top1_loc"}
+BOXES = {"maxboxacc", "maxboxacc_v2", "top1_loc_oracle"}
+FIXED_BOXES = {"boxacc", "boxacc_v2", "top1_loc"}
+CHOSEN = Thresholds(pixels=0.5, largest=0.6, all=(0.3, 0.4, 0.7))
 
 
 @pytest.fixture
@@ -47,8 +51,8 @@ def take(rows, index):
     return {k: [v[i] for i in index] if k == "boxes" else v[index] for k, v in rows.items()}
 
 
-def values_of(rows, threshold=None, batch=COUNT, **kwargs):
-    metrics = SplitMetrics(K, threshold)
+def values_of(rows, thresholds=None, batch=COUNT, **kwargs):
+    metrics = SplitMetrics(K, thresholds)
     count = len(rows["mask"]) if "mask" in rows else COUNT
     for start in range(0, count, batch):
         index = list(range(count))[start : start + batch]
@@ -63,8 +67,8 @@ def without(rows, *names):
 
 
 def test_every_value_is_that_of_its_metric(rows):
-    values, chosen = values_of(rows, 0.5)
-    assert set(values) == CLASSES | PIXELS | FIXED | BOXES
+    values, chosen = values_of(rows, CHOSEN)
+    assert set(values) == CLASSES | PIXELS | FIXED | BOXES | FIXED_BOXES
     pixels = {
         "pxap": PxAP(), "prevalence": Prevalence(), "peak_iou": PeakIoU(),
         "dice_oracle": DiceAtThreshold("best"),
@@ -75,13 +79,24 @@ def test_every_value_is_that_of_its_metric(rows):
     for name, metric in pixels.items():
         metric.update(rows["maps"], rows["mask"])
         assert values[name] == float(metric.compute()), name
-    assert chosen == pixels["pxap"].best_threshold()
-    acc, v2 = MaxBoxAcc(topk=(1,)), MaxBoxAccV2()
-    acc.update(rows["maps"], rows["boxes"], rows["logits"], rows["label"])
-    v2.update(rows["maps"], rows["boxes"])
-    assert values["maxboxacc"] == float(acc.compute()) > 0
-    assert values["maxboxacc_v2"] == float(v2.compute())
-    assert values["top1_loc"] == float(acc.topk_accuracy()[1]) < values["maxboxacc"]
+    boxes = {
+        "maxboxacc": MaxBoxAcc(topk=(1,)), "maxboxacc_v2": MaxBoxAccV2(),
+        "boxacc": BoxAcc(0.6, topk=(1,)), "boxacc_v2": BoxAccV2((0.3, 0.4, 0.7)),
+    }  # fmt: skip
+    for name, metric in boxes.items():
+        metric.update(rows["maps"], rows["boxes"], rows["logits"], rows["label"])
+        assert values[name] == float(metric.compute()), name
+    assert values["top1_loc_oracle"] == float(boxes["maxboxacc"].topk_accuracy()[1])
+    assert values["top1_loc"] == float(boxes["boxacc"].topk_accuracy()[1])
+    assert 0 < values["boxacc"] < values["maxboxacc"]
+    assert values["boxacc_v2"] < values["maxboxacc_v2"]
+    assert values["top1_loc_oracle"] < values["maxboxacc"]
+    assert chosen == Thresholds(
+        pixels=pixels["pxap"].best_threshold(),
+        largest=float(boxes["maxboxacc"].best_threshold()),
+        all=tuple(boxes["maxboxacc_v2"].best_threshold().tolist()),
+    )
+    assert chosen.map == chosen.pixels
     right = rows["logits"].argmax(1) == rows["label"]
     assert values["acc"] == pytest.approx(float(right.float().mean()))
     recalls = [float(right[rows["label"] == k].float().mean()) for k in range(3)]
@@ -90,8 +105,37 @@ def test_every_value_is_that_of_its_metric(rows):
     assert len(set(values.values())) > 10
 
 
+def test_the_thresholds_of_a_split_give_its_oracle_values(rows):
+    best, chosen = values_of(rows)
+    values, _ = values_of(rows, chosen)
+    for fixed, oracle in (
+        ("dice", "dice_oracle"), ("boxacc", "maxboxacc"), ("boxacc_v2", "maxboxacc_v2"),
+    ):  # fmt: skip
+        assert values[fixed] == best[oracle] == values[oracle]
+
+
+def test_curves_are_those_of_the_metrics(rows):
+    metrics = SplitMetrics(K, CHOSEN)
+    metrics.update(**without(rows, "boxes"))
+    assert set(metrics.curves()) == {"pixels"}
+    metrics.reset()
+    metrics.update(**rows)
+    curves = metrics.curves()
+    assert set(curves) == {"pixels", "largest", "all"}
+    assert curves["all"]["iou_threshold"].tolist() == [0.3, 0.5, 0.7]
+    values, _ = metrics.compute()
+    assert curves["largest"]["accuracy"].max() == values["maxboxacc"]
+    assert curves["all"]["accuracy"].amax(1).mean() == values["maxboxacc_v2"]
+    assert curves["pixels"]["iou_foreground"].max() == values["peak_iou"]
+
+
+def test_thresholds_survive_a_checkpoint():
+    for thresholds in (Thresholds(), CHOSEN, Thresholds(largest=0.3, all=(0.1, 0.2, 0.3))):
+        assert Thresholds.from_state(thresholds.state()) == thresholds
+
+
 def test_the_threshold_is_the_argmax_of_the_mean_iou(rows):
-    _, chosen = values_of(rows)
+    chosen = values_of(rows)[1].pixels
     best, argmax = -1.0, None
     counted = rows["mask"] != 255
     truth = rows["mask"] == 1
@@ -107,47 +151,50 @@ def test_the_threshold_is_the_argmax_of_the_mean_iou(rows):
 
 @pytest.mark.parametrize("batch", [1, 2, 3])
 def test_batches_do_not_matter(rows, batch):
-    whole, chosen = values_of(rows, 0.5)
-    parts, again = values_of(rows, 0.5, batch=batch)
+    whole, chosen = values_of(rows, CHOSEN)
+    parts, again = values_of(rows, CHOSEN, batch=batch)
     assert parts == pytest.approx(whole, rel=1e-6)
     assert again == chosen
     assert all(parts[k] == whole[k] for k in whole if k not in CLASSES)
 
 
 @pytest.mark.parametrize(
-    ("gone", "threshold", "expected"),
+    ("gone", "thresholds", "expected"),
     [
-        (("mask", "boxes"), 0.5, CLASSES),
-        (("maps",), 0.5, CLASSES),
+        (("mask", "boxes"), CHOSEN, CLASSES),
+        (("maps",), CHOSEN, CLASSES),
         (("boxes",), None, CLASSES | PIXELS),
-        (("boxes",), 0.5, CLASSES | PIXELS | FIXED),
-        (("mask",), 0.5, CLASSES | BOXES),
+        (("boxes",), CHOSEN, CLASSES | PIXELS | FIXED),
+        (("mask",), None, CLASSES | BOXES),
+        (("mask",), CHOSEN, CLASSES | BOXES | FIXED_BOXES),
+        (("mask",), Thresholds(pixels=0.5), CLASSES | BOXES),
         (("label", "boxes"), None, PIXELS),
         (("logits", "label", "boxes"), None, PIXELS),
     ],
 )
-def test_what_has_no_ground_truth_is_absent(rows, gone, threshold, expected):
+def test_what_has_no_ground_truth_is_absent(rows, gone, thresholds, expected):
     with warnings.catch_warnings():
         warnings.simplefilter("error")  # nothing is computed that was not updated
-        values, chosen = values_of(without(rows, *gone), threshold)
+        values, chosen = values_of(without(rows, *gone), thresholds)
     assert set(values) == expected
-    assert (chosen is None) == (not expected - CLASSES)
+    assert (chosen.pixels is None) == (not expected & PIXELS)
+    assert (chosen.largest is None) == (chosen.all is None) == (not expected & BOXES)
 
 
 def test_boxes_choose_the_threshold_where_there_are_no_masks(rows):
     metric = MaxBoxAcc()
     metric.update(rows["maps"], rows["boxes"])
     _, chosen = values_of(without(rows, "mask"))
-    assert chosen == float(metric.best_threshold())
-    assert chosen != values_of(rows)[1]
+    assert chosen.map == chosen.largest == float(metric.best_threshold())
+    assert chosen.map != values_of(rows)[1].map
 
 
 def test_duplicates_are_dropped(rows):
-    whole = values_of(take(rows, [0, 1, 2, 3, 4]), 0.5)
+    whole = values_of(take(rows, [0, 1, 2, 3, 4]), CHOSEN)
     valid = torch.tensor([True] * 5 + [False] * 2)
     broken = rows | {"label": torch.where(valid, rows["label"], (rows["label"] + 1) % K)}
     for batch in (2, 5, 7):  # also a batch of nothing but duplicates
-        values, chosen = values_of(broken, 0.5, batch=batch, valid=valid)
+        values, chosen = values_of(broken, CHOSEN, batch=batch, valid=valid)
         assert values == pytest.approx(whole[0], rel=1e-6)
         assert chosen == whole[1]
 
@@ -155,19 +202,19 @@ def test_duplicates_are_dropped(rows):
 def test_images_without_a_mask_are_not_images_with_an_empty_one(rows):
     partial = rows | {"mask": rows["mask"].clone()}
     partial["mask"][[1, 4]] = 255
-    values, chosen = values_of(partial, 0.5)
-    kept, threshold = values_of(take(rows, [0, 2, 3, 5, 6]), 0.5)
+    values, chosen = values_of(partial, CHOSEN)
+    kept, threshold = values_of(take(rows, [0, 2, 3, 5, 6]), CHOSEN)
     for name in PIXELS | FIXED:
         assert values[name] == kept[name], name
-    assert chosen == threshold
+    assert chosen.pixels == threshold.pixels
     assert values["acc"] == values_of(rows)[0]["acc"]
     valid = torch.tensor([False, True] + [True] * 5)
-    both, _ = values_of(partial, 0.5, valid=valid)
-    assert both["image_dice"] == values_of(take(rows, [2, 3, 5, 6]), 0.5)[0]["image_dice"]
+    both, _ = values_of(partial, CHOSEN, valid=valid)
+    assert both["image_dice"] == values_of(take(rows, [2, 3, 5, 6]), CHOSEN)[0]["image_dice"]
     empty = rows | {"mask": torch.zeros_like(rows["mask"])}
     empty["mask"][0] = rows["mask"][0]
-    counted, _ = values_of(empty, 0.5)
-    one, _ = values_of(take(rows, [0]), 0.5)  # the others are predicted, so their Dice is 0
+    counted, _ = values_of(empty, CHOSEN)
+    one, _ = values_of(take(rows, [0]), CHOSEN)  # the others are predicted, so their Dice is 0
     assert counted["image_dice"] == pytest.approx(one["image_dice"] / COUNT)
 
 
@@ -176,13 +223,13 @@ def test_without_any_foreground_there_is_no_threshold(rows):
     empty = rows | {"mask": torch.zeros_like(rows["mask"])}
     values, chosen = values_of(without(empty, "boxes"))
     assert set(values) == CLASSES
-    assert chosen is None
+    assert chosen == Thresholds()
     _, by_boxes = values_of(empty)
     assert by_boxes == values_of(without(rows, "mask"))[1]
     nothing = without(rows, "mask") | {"boxes": [torch.zeros(0, 4)] * COUNT}
     values, chosen = values_of(nothing)
     assert set(values) == CLASSES
-    assert chosen is None
+    assert chosen == Thresholds()
 
 
 def test_top_five_needs_more_than_five_classes():
@@ -195,19 +242,32 @@ def test_top_five_needs_more_than_five_classes():
     assert "top5_acc" not in few.compute()[0]
 
 
+def test_top_five_localisation():
+    scores = torch.zeros(3, 16, 16)
+    scores[:, 4:8, 4:8] = 1
+    boxes = [torch.tensor([[4.0, 4.0, 8.0, 8.0]])] * 2 + [torch.tensor([[9.0, 9.0, 12.0, 12.0]])]
+    logits = torch.arange(12.0).flip(0).repeat(3, 1)  # ranks: 0, 4, 4
+    metrics = SplitMetrics(12, Thresholds(largest=0.5, all=(0.5, 0.5, 0.5)))
+    metrics.update(logits=logits, label=torch.tensor([0, 4, 4]), maps=scores, boxes=boxes)
+    values, _ = metrics.compute()
+    for suffix in ("", "_oracle"):
+        assert values[f"top1_loc{suffix}"] == 1 / 3
+        assert values[f"top5_loc{suffix}"] == 2 / 3
+
+
 def test_a_threshold_of_two_predicts_nothing(rows):
-    values, _ = values_of(rows, 2.0)
+    values, _ = values_of(rows, Thresholds(pixels=2.0))
     assert values["dice"] == values["image_dice"] == 0.0
 
 
 def test_reset_forgets(rows):
-    metrics = SplitMetrics(K, 0.5)
+    metrics = SplitMetrics(K, CHOSEN)
     metrics.update(**rows)
     metrics.reset()
-    assert metrics.compute() == ({}, None)
+    assert metrics.compute() == ({}, Thresholds())
     part = take(rows, [0, 1])
     metrics.update(**part)
-    fresh = SplitMetrics(K, 0.5)
+    fresh = SplitMetrics(K, CHOSEN)
     fresh.update(**part)
     assert metrics.compute() == fresh.compute()
     assert not metrics.state_dict()  # no part of a checkpoint

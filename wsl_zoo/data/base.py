@@ -6,6 +6,7 @@ sources or records) and, where its protocol wants it, `val_splits`, `unannotated
 
 from __future__ import annotations
 
+import re
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from functools import partial
@@ -18,6 +19,7 @@ from torch.utils.data import DataLoader
 
 from wsl_zoo.data.dataset import RecordSource, Source, ZooDataset, collate
 from wsl_zoo.data.manifest import DataError, Record, Verify, validate
+from wsl_zoo.data.metadata import annotate
 from wsl_zoo.data.samplers import ResumableLoader, SeededSampler, trainer_position
 from wsl_zoo.data.transforms import IMAGENET_MEAN, IMAGENET_STD, Augment, normalize
 from wsl_zoo.types import Batch
@@ -69,6 +71,8 @@ class ZooDataModule(LightningDataModule, ABC):
         verify: How `setup` checks files: "decode" (every pixel), "header" (size), "none"
             (existence), or "auto": "decode" up to 2,000 images, else "header".
         predict_images: Folder of images, or one image, for `predict`; default: the test splits.
+        val_roots: Metadata folders with pseudo-boxes by name (see `data/metadata.py`). Each adds a
+            validation split `val_<name>`: those images of the first one that it has boxes of.
         seed: Fixes order and augmentation, with the epoch and the sample.
     """
 
@@ -92,6 +96,7 @@ class ZooDataModule(LightningDataModule, ABC):
         drop_last: bool = False,
         verify: Verify = "auto",
         predict_images: str | None = None,
+        val_roots: dict[str, str] | None = None,
         seed: int = 0,
     ) -> None:
         super().__init__()
@@ -100,6 +105,9 @@ class ZooDataModule(LightningDataModule, ABC):
             raise ValueError(
                 f"train_resize={train_resize} is smaller than the crop image_size={image_size}"
             )
+        bad = [name for name in val_roots or () if not re.fullmatch("[A-Za-z0-9_]+", name)]
+        if bad:
+            raise ValueError(f"val_roots={bad}: a name consists of letters, digits and underscores")
         self.batch_size = batch_size
         self.eval_batch_size = eval_batch_size or batch_size
         self.num_workers = num_workers
@@ -116,6 +124,7 @@ class ZooDataModule(LightningDataModule, ABC):
         self.drop_last = drop_last
         self.verify: Verify = verify
         self.predict_images = predict_images
+        self.val_roots = val_roots or {}
         self.seed = seed
         self._sources: dict[str, Source] | None = None
 
@@ -147,16 +156,17 @@ class ZooDataModule(LightningDataModule, ABC):
             DataError: All problems of the data set at once.
         """
         if self._sources is None:
-            splits = self.read()
+            splits = dict(self.read())
             records = {k: v for k, v in splits.items() if isinstance(v, Sequence)}
+            problems: list[str] = []
             if records:
-                validate(
-                    records,
-                    self.class_names,
-                    shared=self.shared,
-                    verify=self.verify,
-                    what=f"{type(self).__name__} {self.origin or ''}".strip(),
-                )
+                try:
+                    validate(records, self.class_names, shared=self.shared, verify=self.verify)
+                except DataError as error:
+                    problems += error.problems
+            splits |= self._pseudo_annotated(list(splits), records, problems)
+            if problems:
+                raise DataError(f"{type(self).__name__} {self.origin or ''}".strip(), problems)
             self._sources = {
                 name: RecordSource(split, annotated=name not in self.unannotated)
                 if isinstance(split, Sequence)
@@ -165,15 +175,49 @@ class ZooDataModule(LightningDataModule, ABC):
             }
         return self._sources
 
+    def _pseudo_annotated(
+        self, names: list[str], records: Mapping[str, Sequence[Record]], problems: list[str]
+    ) -> dict[str, list[Record]]:
+        """Return the splits of `val_roots`; add to `problems` what is wrong with them."""
+        if not self.val_roots:
+            return {}
+        first = next((name for name in names if name.startswith("val")), None)
+        if first is None or first not in records:
+            what = "no validation split" if first is None else f"{first!r} is not read from files"
+            problems.append(f"val_roots: {what}, so there are no images that the boxes could be of")
+            return {}
+        own = {self._path_in_metadata(record): record for record in records[first]}
+        others = {self._path_in_metadata(record) for split in records.values() for record in split}
+        found: dict[str, list[Record]] = {}
+        for name, folder in self.val_roots.items():
+            split = f"val_{name}"
+            if split in names:
+                problems.append(f"val_roots: the data set has a split {split!r}: rename {name!r}")
+            try:
+                found[split] = annotate(Path(folder), own, others, sizes=self.verify != "none")
+            except DataError as error:
+                problems += error.problems
+        return found
+
+    def _path_in_metadata(self, record: Record) -> str:
+        """Return the path of an image as metadata files have it: relative to the images' root."""
+        manifest: Path | None = getattr(self, "manifest", None)
+        root: Path | None = getattr(self, "root", None)
+        root = root or (manifest.parent if manifest is not None else None)
+        if root is None or not record.image.is_relative_to(root):
+            return record.image.as_posix()
+        return record.image.relative_to(root).as_posix()
+
     def split_names(self, stage: str) -> list[str]:
         """Return the splits of a stage ("train", "val", "test") in loader order."""
         return [name for name in self.sources if name.startswith(stage)]
 
     def selection(self) -> dict[str, str | None]:
-        """Return the metrics that choose checkpoints, by kind: "cl" and, with ground truth, "loc".
+        """Return the metrics that choose checkpoints, by kind.
 
-        Classification is judged on the first validation split; localisation on the first with
-        masks (PxAP), else with boxes (MaxBoxAcc).
+        "cl", classification, is judged on the first validation split; "loc", localisation, on the
+        first with masks (PxAP), else with boxes (MaxBoxAcc), else None. Each of `val_roots` is a
+        judge of its own, "loc_<name>" (MaxBoxAcc).
         """
         names = self.split_names("val")
         chosen: dict[str, str | None] = {"cl": f"{names[0]}/acc" if names else None, "loc": None}
@@ -181,7 +225,7 @@ class ZooDataModule(LightningDataModule, ABC):
             annotated = [name for name in names if getattr(self.sources[name], has)]
             if annotated:
                 chosen["loc"] = f"{annotated[0]}/{metric}"
-        return chosen
+        return chosen | {f"loc_{name}": f"val_{name}/maxboxacc" for name in self.val_roots}
 
     def setup(self, stage: str) -> None:
         """Read and check what the stage needs."""

@@ -8,33 +8,30 @@ it, `param_groups`, `frozen`, `prepare_batch`, `refresh`. Everything else stands
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any, ClassVar, Literal
 
 import numpy as np
 import torch
-from pytorch_lightning import LightningModule
 from pytorch_lightning.utilities.types import OptimizerLRScheduler
 from torch import Tensor, nn
-from torch.utils.data.distributed import DistributedSampler
 
 from wsl_zoo import __version__
 from wsl_zoo.cams.normalize import normalize_map
 from wsl_zoo.data.dataset import stable_seed
-from wsl_zoo.data.samplers import valid_mask
 from wsl_zoo.encoders import Encoder
-from wsl_zoo.metrics.split import SplitMetrics
+from wsl_zoo.methods.evaluation import Evaluated
+from wsl_zoo.metrics.split import Thresholds
 from wsl_zoo.prediction import Prediction, predict_image
 from wsl_zoo.schedules import EpochSchedule, make_optimizer, make_scheduler
 from wsl_zoo.types import Batch, Output, Target
 
 BATCH_NORMS = (nn.modules.batchnorm._BatchNorm,)
-DEFAULT_THRESHOLD = 0.5
 LOOK_AT_LOSS = 50  # steps between two checks of the loss on an accelerator
 
 
-class ZooModule(LightningModule, ABC):
+class ZooModule(Evaluated, ABC):
     """Base of all methods over a shared timm encoder.
 
     Optimiser and schedule defaults are the survey's recipe (arXiv 1909.03354): SGD with Nesterov
@@ -121,12 +118,8 @@ class ZooModule(LightningModule, ABC):
             form=form,
             img_size=img_size,
         )
-        self.chosen_threshold: float | None = None
-        """Threshold of maps chosen on validation; None before one with ground truth."""
         self.image_size: int | None = None
         """Side of the square that images are resized to, as in training; None: as they are."""
-        self.metrics: dict[str, SplitMetrics] = {}
-        """Metrics by split; made anew for every pass, on the device, so no part of the weights."""
         self._started = False  # start weights are read, or a checkpoint's took their place
         self._scheduled = 0  # epochs that the schedules have done
         self._begun = -1  # the epoch that was begun last
@@ -311,112 +304,7 @@ class ZooModule(LightningModule, ABC):
             "lr_scheduler": {"scheduler": scheduler, "interval": "epoch", "name": "lr"},
         }
 
-    # Evaluation --------------------------------------------------------------------------------
-
-    def _split_names(self, stage: str) -> list[str]:
-        """Return the splits of a stage; of loaders without a data module "val", or "val_0", ..."""
-        data = getattr(self.trainer, "datamodule", None)
-        if data is not None and hasattr(data, "split_names"):
-            names: list[str] = data.split_names(stage)
-            return names
-        batches = self.trainer.num_test_batches if stage == "test" else self.trainer.num_val_batches
-        count = len(batches)
-        return [stage] if count == 1 else [f"{stage}_{i}" for i in range(count)]
-
-    def _start_metrics(self, stage: str, threshold: float | None = None) -> None:
-        for name in self._split_names(stage):
-            self.metrics[name] = SplitMetrics(self.num_classes, threshold).to(self.device)
-
-    def on_validation_start(self) -> None:
-        """Make the metrics anew."""
-        self._start_metrics("val")
-
-    def validation_step(self, batch: Batch, batch_idx: int, dataloader_idx: int = 0) -> None:
-        """Update the metrics of the validation split."""
-        self._evaluate("val", batch, batch_idx, dataloader_idx)
-
-    def test_step(self, batch: Batch, batch_idx: int, dataloader_idx: int = 0) -> None:
-        """Update the metrics of the test split."""
-        self._evaluate("test", batch, batch_idx, dataloader_idx)
-
-    def _evaluate(self, stage: str, batch: Batch, batch_idx: int, dataloader_idx: int) -> None:
-        output = self(batch)
-        localizes = output.map is not None and ("mask" in batch or "boxes" in batch)
-        self.metrics[self._split_names(stage)[dataloader_idx]].update(
-            logits=output.logits,
-            label=batch.get("label"),
-            maps=self.localize(batch, output, "label") if localizes else None,
-            mask=batch.get("mask"),
-            boxes=batch.get("boxes"),
-            valid=self._valid(stage, batch, batch_idx, dataloader_idx),
-        )
-
-    def _valid(
-        self, stage: str, batch: Batch, batch_idx: int, dataloader_idx: int
-    ) -> Tensor | None:
-        """Return which samples are no padding; for loaders not ours, from Lightning's sampler."""
-        if "valid" in batch or self.trainer.world_size == 1:
-            return batch.get("valid")
-        loaders: Any = (
-            self.trainer.test_dataloaders if stage == "test" else self.trainer.val_dataloaders
-        )
-        loader = loaders[dataloader_idx] if isinstance(loaders, list) else loaders
-        if not isinstance(getattr(loader, "sampler", None), DistributedSampler):
-            return None
-        start, size = batch_idx * loader.batch_size, len(loader.dataset)
-        rank, world_size = self.trainer.global_rank, self.trainer.world_size
-        return valid_mask(start, len(batch["image"]), size, rank, world_size).to(self.device)
-
-    def on_validation_epoch_end(self) -> None:
-        """Log the metrics; keep the threshold of the split that localisation is judged on."""
-        thresholds: dict[str, float] = {}
-        for name in self._split_names("val"):
-            values, threshold = self.metrics[name].compute()
-            if threshold is not None:
-                thresholds[name] = threshold
-            self._log_metrics(name, values)
-        if thresholds and not self.trainer.sanity_checking:
-            # The same split that `best_loc` is chosen on, else the first that has a threshold.
-            select = getattr(getattr(self.trainer, "datamodule", None), "selection", None)
-            judge = str(select().get("loc") if select is not None else None).partition("/")[0]
-            self.chosen_threshold = thresholds.get(judge, next(iter(thresholds.values())))
-
-    def on_test_start(self) -> None:
-        """Make the metrics anew: the threshold came with the checkpoint, after `setup`."""
-        self._start_metrics("test", self.chosen_threshold)
-
-    def on_test_epoch_end(self) -> None:
-        """Log the metrics."""
-        for name in self._split_names("test"):
-            values, _ = self.metrics[name].compute()
-            self._log_metrics(name, values)
-
-    def _log_metrics(self, split: str, values: Mapping[str, Tensor]) -> None:
-        for name, value in values.items():
-            # Equal on all processes already: the metrics summed their integer states.
-            self.log(f"{split}/{name}", value.float(), prog_bar=name in {"acc", "pxap"})
-
-    def target_index(self, batch: Batch, output: Output, target: Target) -> Tensor:
-        """Return the class index (B,) whose map is meant."""
-        size, device = len(batch["image"]), batch["image"].device
-        if isinstance(target, int):
-            if not 0 <= target < self.num_classes:
-                raise ValueError(f"target={target} must be in [0, {self.num_classes - 1}]")
-            return torch.full((size,), target, dtype=torch.long, device=device)
-        if target == "label":
-            return batch["label"]
-        if target != "pred":
-            raise ValueError(f"target={target!r} must be 'label', 'pred' or a class index")
-        if output.logits is None:
-            raise ValueError("target='pred' needs logits, which this model does not return")
-        return output.logits.argmax(dim=1)
-
     # Prediction and checkpoints ----------------------------------------------------------------
-
-    @property
-    def map_threshold(self) -> float:
-        """The threshold to use: the chosen one, else 0.5."""
-        return DEFAULT_THRESHOLD if self.chosen_threshold is None else self.chosen_threshold
 
     def predict_step(self, batch: Batch, batch_idx: int, dataloader_idx: int = 0) -> dict[str, Any]:
         """Return probabilities (B, K), class (B,) and map (B, H, W) of the predicted class."""
@@ -451,12 +339,12 @@ class ZooModule(LightningModule, ABC):
         return predict_image(self, image, target)
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Store what `wsl_zoo.load` needs: class, version, preprocessing, threshold."""
+        """Store what `wsl_zoo.load` needs: class, version, preprocessing, thresholds."""
         checkpoint["wsl_zoo"] = {
             "class_path": f"{type(self).__module__}.{type(self).__qualname__}",
             "version": __version__,
             "image_size": self.image_size,
-            "threshold": self.chosen_threshold,
+            "thresholds": self.thresholds.state(),
             "scheduled_epochs": self._scheduled,
             "begun_epoch": self._begun,
             "mean": list(self.encoder.mean),
@@ -464,10 +352,11 @@ class ZooModule(LightningModule, ABC):
         }
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Restore preprocessing, threshold and how far the schedules are."""
+        """Restore preprocessing, thresholds and how far the schedules are."""
         ours = checkpoint.get("wsl_zoo", {})
         self.image_size = ours.get("image_size")
-        self.chosen_threshold = ours.get("threshold")
+        if "thresholds" in ours:
+            self.thresholds = Thresholds.from_state(ours["thresholds"])
         self._scheduled = ours.get("scheduled_epochs", 0)
         self._begun = ours.get("begun_epoch", -1)
         self._started = True

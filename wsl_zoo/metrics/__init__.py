@@ -5,12 +5,17 @@ value on several processes equals the value on one, bit for bit, as long as padd
 marked `valid=False`.
 """
 
-from wsl_zoo.metrics.boxes import BoxLocalization, MaxBoxAcc, MaxBoxAccV2, boxes_from_map
-from wsl_zoo.metrics.dice import DiceAtThreshold, ImageDice, MeanIoUAtThreshold
+from wsl_zoo.metrics.boxes import BoxAcc, BoxAccV2, BoxLocalization, MaxBoxAcc, MaxBoxAccV2
+from wsl_zoo.metrics.contours import boxes_from_map
+from wsl_zoo.metrics.corloc import CorLoc
+from wsl_zoo.metrics.dice import DiceAtThreshold, ImageDice, MeanIoUAtThreshold, RateAtThreshold
 from wsl_zoo.metrics.pixels import PeakIoU, PixelCurve, Prevalence, PxAP
 
 __all__ = [
+    "BoxAcc",
+    "BoxAccV2",
     "BoxLocalization",
+    "CorLoc",
     "DiceAtThreshold",
     "ImageDice",
     "MaxBoxAcc",
@@ -20,5 +25,6 @@ __all__ = [
     "PixelCurve",
     "Prevalence",
     "PxAP",
+    "RateAtThreshold",
     "boxes_from_map",
 ]

@@ -1,4 +1,4 @@
-"""Dice and mean IoU of thresholded score maps, pooled over a data set or averaged over images.
+"""Dice, mean IoU and rates of thresholded maps, pooled over a data set or averaged over images.
 
 Pooled Dice = 2 TP / (2 TP + FP + FN) over all pixels of the set, from the histograms of
 `PixelCurve`, and the mean over images of the Dice of each are different metrics: the first is that
@@ -17,23 +17,26 @@ import torch
 from torch import Tensor
 from torchmetrics import Metric
 
-from wsl_zoo.metrics.pixels import (
+from wsl_zoo.metrics.base import (
     BAD_MASK,
     BAD_SCORES,
     IGNORE,
-    PixelCurve,
     check_choice,
-    dice_of_iou,
     float64_device,
     invalid_pixels,
+    live_images,
     protocol_state,
     undefined,
 )
+from wsl_zoo.metrics.pixels import PixelCurve, dice_of_iou
 
 Region = Literal["foreground", "background"]
 Threshold = float | Literal["best"]
 
+Rate = Literal["tp", "fn", "tn", "fp"]
+
 REGIONS = ("foreground", "background")
+RATES = ("tp", "fn", "tn", "fp")
 
 
 def _check_threshold(threshold: float | str, best: bool) -> None:
@@ -130,6 +133,52 @@ class MeanIoUAtThreshold(PixelCurve):
         return self._criterion(tp, fp)[self._index_of(self.threshold, tp, fp)]
 
 
+class RateAtThreshold(PixelCurve):
+    """Share of the foreground or background pixels of a data set decided one way, in [0, 1].
+
+    "tp" (recall, sensitivity) and "fn" are shares of the foreground and add to 1, "tn"
+    (specificity) and "fp" of the background. NaN and a warning if no such pixel was seen.
+
+    Args:
+        rate: "tp", "fn", "tn" or "fp".
+        threshold: As of `DiceAtThreshold`.
+        num_thresholds: Number of thresholds in [0, 1).
+        **kwargs: Passed to `torchmetrics.Metric`.
+
+    Example:
+        >>> import torch
+        >>> metric = RateAtThreshold("fp", 0.5)
+        >>> metric.update(torch.tensor([[[0.9, 0.8, 0.3, 0.1]]]), torch.tensor([[[1, 0, 0, 0]]]))
+        >>> round(metric.compute().item(), 4)
+        0.3333
+    """
+
+    higher_is_better = None
+
+    def __init__(
+        self,
+        rate: Rate = "tp",
+        threshold: Threshold = "best",
+        num_thresholds: int = 1000,
+        **kwargs: Any,
+    ) -> None:
+        super().__init__(num_thresholds, **kwargs)
+        check_choice("rate", rate, RATES)
+        _check_threshold(threshold, best=True)
+        self.rate: Rate = rate
+        self.threshold: Threshold = threshold
+
+    def compute(self) -> Tensor:
+        """Return the rate, a float64 scalar."""
+        tp, fp = self._cumulative()
+        positive, whole = (tp, tp[-1]) if self.rate in ("tp", "fn") else (fp, fp[-1])
+        if whole == 0:
+            region = "foreground" if self.rate in ("tp", "fn") else "background"
+            return undefined(self, f"no {region} pixel", tp.device)
+        rate = positive[self._index_of(self.threshold, tp, fp)] / whole
+        return rate if self.rate in ("tp", "fp") else 1 - rate
+
+
 class ImageDice(Metric):
     """Mean over images of the Dice of each at a fixed threshold, in [0, 1].
 
@@ -223,10 +272,8 @@ class ImageDice(Metric):
             )
         device = float64_device(scores.device)
         scores, mask = scores.detach().to(device).double(), mask.to(device)
-        live = torch.ones(len(scores), dtype=torch.bool, device=device)
-        if valid is not None:
-            live = valid.to(device).bool()
-        bad = invalid_pixels(scores, mask, live.view(-1, 1, 1))
+        live = live_images(valid, len(scores), device)
+        bad = invalid_pixels(scores, mask, live)
 
         predicted, truth = scores >= self.threshold, mask == 1
         if self.region == "background":
@@ -236,7 +283,9 @@ class ImageDice(Metric):
         size = predicted.sum((1, 2)) + truth.sum((1, 2))
         neither = 0.0 if self.empty == "zero" else 1.0
         dice = torch.where(size > 0, overlap / size.clamp(min=1).double(), neither)
-        counted = live & (size > 0) if self.empty == "skip" else live
+        counted = size > 0 if self.empty == "skip" else torch.ones_like(size, dtype=torch.bool)
+        if live is not None:
+            counted = counted & live
         units = torch.where(counted, (dice * self.SCALE).round().long(), 0)
         self.total = self.total + units.sum().to(self.total.device)
         self.count = self.count + counted.sum().to(self.count.device)

@@ -14,97 +14,78 @@ Deviations from the published code, all deliberate: histograms are really summed
 foreground pixel gives NaN and a warning.
 """
 
-from collections.abc import Iterator
-from contextlib import contextmanager
 from typing import Any, Literal
 
+import numpy as np
 import torch
 from torch import Tensor
 from torchmetrics import Metric
-from torchmetrics.utilities import rank_zero_warn
 
-IGNORE = 255
-"""Mask value of the pixels that count nowhere."""
+from wsl_zoo.metrics.base import (
+    BAD_MASK,
+    BAD_SCORES,
+    IGNORE,
+    float64_device,
+    in_threads,
+    invalid_pixels,
+    live_images,
+    synced,
+    undefined,
+)
+from wsl_zoo.metrics.kernels import histogram
 
-BAD_SCORES = "scores must lie in [0, 1] and hold no NaN; normalise the map before scoring it"
-BAD_MASK = f"a mask holds 0 (background), 1 (foreground) and {IGNORE} (ignore) only"
-
-
-@contextmanager
-def synced(metric: Metric) -> Iterator[None]:
-    """Sum the states of all processes inside the context.
-
-    torchmetrics does so around `compute` only. All processes must enter it. Does nothing on one
-    process, or when the states are synchronised already.
-    """
-    fresh = not metric._is_synced
-    with metric.sync_context(
-        dist_sync_fn=metric.dist_sync_fn,
-        should_sync=metric._to_sync and fresh,
-        should_unsync=metric._should_unsync and fresh,
-    ):
-        yield
+PART = 1 << 18  # pixels that are worth a thread
 
 
-def protocol_state(*settings: float) -> Tensor:
-    """Encode settings as an int64 state, to be reduced by "max".
-
-    `MetricCollection` merges metrics whose states agree after the first batch; without this
-    constant it would merge, say, two thresholds that happen to give equal counts on that batch, and
-    report one value for both for ever.
-    """
-    return torch.tensor(settings, dtype=torch.float64).view(torch.int64)
-
-
-def float64_device(device: torch.device) -> torch.device:
-    """Return `device`, or the CPU in place of MPS, which has no float64."""
-    return torch.device("cpu") if device.type == "mps" else device
-
-
-def invalid_pixels(scores: Tensor, mask: Tensor, live: Tensor) -> Tensor:
-    """Find pixels that cannot be scored; on the CPU, refuse them at once.
-
-    Other devices are not made to wait: there the caller keeps a count, and `compute` raises.
-
-    Args:
-        scores: `(B, H, W)` float64.
-        mask: `(B, H, W)`.
-        live: Broadcastable to `(B, H, W)`, False where an image is dropped.
-
-    Returns:
-        `(B, H, W)` bool.
+def _count_on_cpu(scores: Tensor, mask: Tensor, num_thresholds: int) -> Tensor:
+    """Histograms `(2, n + 2)` of background and foreground scores `(N,)`, in compiled code.
 
     Raises:
-        ValueError: On the CPU, for NaN or scores outside [0, 1], or for an unknown mask value.
+        ValueError: For NaN or scores outside [0, 1], or for an unknown mask value.
     """
-    bad_scores = live & ~((scores >= 0) & (scores <= 1))
-    bad_mask = live & (mask != 0) & (mask != 1) & (mask != IGNORE)
-    if scores.device.type == "cpu":
-        if bad_scores.any():
-            found = scores[bad_scores]
-            raise ValueError(
-                f"{BAD_SCORES}; found {len(found)} such pixels, the first is {found[0].item()}"
-            )
-        if bad_mask.any():
-            raise ValueError(f"{BAD_MASK}; found {mask[bad_mask][0].item()}")
-    return bad_scores | bad_mask
+    values = scores if scores.dtype in (torch.float32, torch.float64) else scores.double()
+    labels = mask.to(torch.uint8)
+    if mask.dtype not in (torch.uint8, torch.bool) and not torch.equal(labels.to(mask.dtype), mask):
+        invalid_pixels(scores, mask, None)
+    parts = list(zip(torch.split(values, PART), torch.split(labels, PART), strict=True))
+    found = in_threads(
+        lambda part: histogram(part[0].numpy(), part[1].numpy(), num_thresholds), parts
+    )
+    if any(counts.size == 0 for counts in found):
+        invalid_pixels(scores.double(), mask, None)
+    counts = torch.from_numpy(np.sum(found, axis=0, dtype=np.int64).reshape(2, -1))
+    return torch.nn.functional.pad(counts, (0, 1))
 
 
-def undefined(metric: Metric, reason: str, device: torch.device) -> Tensor:
-    """Warn and return NaN."""
-    rank_zero_warn(f"{type(metric).__name__} is undefined ({reason}): returning NaN", UserWarning)
-    return torch.tensor(torch.nan, dtype=torch.float64, device=device)
+def _count_on_accelerator(
+    scores: Tensor, mask: Tensor, live: Tensor | None, edges: Tensor
+) -> Tensor:
+    """Histograms `(2, n + 2)` of background and foreground, without waiting for the device.
 
-
-def check_choice(name: str, value: str, choices: tuple[str, ...]) -> None:
-    """Raise a ValueError that lists the choices."""
-    if value not in choices:
-        raise ValueError(f"{name}={value!r}: choose one of {', '.join(map(repr, choices))}")
+    No valid score falls into the last bin, [2, 3]: that of the background counts the invalid
+    pixels, for `compute` to raise.
+    """
+    scores = scores.double().contiguous()
+    bins = len(edges) + 1
+    index = torch.bucketize(scores, edges, right=True) - 1
+    index = torch.where(mask == 1, index + bins, index)
+    index = torch.where(mask == IGNORE, 2 * bins, index)
+    if live is not None:
+        index = torch.where(live.view(-1, 1, 1), index, 2 * bins)
+    index = torch.where(invalid_pixels(scores, mask, live), bins - 1, index).flatten()
+    # Not bincount, which makes an accelerator wait to learn the length of its result.
+    counts = torch.zeros(2 * bins + 1, dtype=torch.int64, device=scores.device)
+    return counts.scatter_add_(0, index, torch.ones_like(index))[:-1].view(2, bins)
 
 
 def _share(part: Tensor, whole: Tensor) -> Tensor:
     """`part / whole`, and 1 for 0 / 0: an empty prediction of an empty region is perfect."""
     return torch.where(whole > 0, part / whole.clamp(min=1), 1.0)
+
+
+def dice_of_iou(iou: Tensor) -> Tensor:
+    """Dice = 2 IoU / (1 + IoU), for one region."""
+    return 2 * iou / (1 + iou)
 
 
 class PixelCurve(Metric):
@@ -163,26 +144,17 @@ class PixelCurve(Metric):
                 f"got {tuple(scores.shape)} and {tuple(mask.shape)}"
             )
         device = float64_device(scores.device)
-        scores, mask = scores.detach().to(device).double().contiguous(), mask.to(device)
-        live = torch.ones(len(scores), dtype=torch.bool, device=device)
-        if valid is not None:
-            if valid.shape != live.shape:
-                raise ValueError(f"valid must be ({len(scores)},), got {tuple(valid.shape)}")
-            live = valid.to(device=device, dtype=torch.bool)
-        live = live.view(-1, 1, 1)
-        bad = invalid_pixels(scores, mask, live)
-
-        bins = self.num_thresholds + 2
-        index = torch.bucketize(scores, self._edges(device), right=True) - 1
-        index = torch.where(mask == 1, index + bins, index)
-        index = torch.where(live & (mask != IGNORE), index, 2 * bins)
-        # No valid score falls into [2, 3]: that bin counts the invalid pixels until `compute`.
-        index = torch.where(bad, bins - 1, index).flatten()
-        # Not bincount, which makes an accelerator wait to learn the length of its result.
-        counts = torch.zeros(2 * bins + 1, dtype=torch.int64, device=device)
-        counts = counts.scatter_add_(0, index, torch.ones_like(index)).to(self.pos.device)
-        self.neg = self.neg + counts[:bins]
-        self.pos = self.pos + counts[bins : 2 * bins]
+        scores, mask = scores.detach().to(device), mask.to(device)
+        live = live_images(valid, len(scores), device)
+        if device.type == "cpu":
+            if live is not None and not live.all():
+                scores, mask = scores[live], mask[live]
+            counts = _count_on_cpu(scores.flatten(), mask.flatten(), self.num_thresholds)
+        else:
+            counts = _count_on_accelerator(scores, mask, live, self._edges(device))
+        counts = counts.to(self.pos.device)
+        self.neg = self.neg + counts[0]
+        self.pos = self.pos + counts[1]
 
     def compute(self) -> Tensor:
         """Return the metric; a scalar in subclasses."""
@@ -264,10 +236,18 @@ class PixelCurve(Metric):
         }
         return {name: values[1:].flip(0) for name, values in descending.items()}
 
+    def areas(self) -> dict[str, Tensor]:
+        """Return the integral of each curve over the threshold, float64 scalars in [0, 1].
 
-def dice_of_iou(iou: Tensor) -> Tensor:
-    """Dice = 2 IoU / (1 + IoU), for one region."""
-    return 2 * iou / (1 + iou)
+        The sum over the thresholds `1/n, 2/n, ..., 1`, times `1/n` (the "area" values of the
+        histology survey, MELBA 2023, arXiv 1909.03354). All processes must call it.
+
+        Returns:
+            The names of `curves`, without `threshold` and `precision`.
+        """
+        curves = self.curves()
+        names = [name for name in curves if name not in ("threshold", "precision")]
+        return {name: curves[name][1:].sum() / self.num_thresholds for name in names}
 
 
 class PxAP(PixelCurve):

@@ -2,25 +2,60 @@
 
 Classification: accuracy, balanced accuracy (mean recall of the classes that occur) and, with more
 than five classes, top-5. Masks: PxAP beside the prevalence, peak IoU, Dice at the best threshold of
-the split itself ("oracle") and, once a threshold was chosen on validation, Dice at that one. Boxes:
-MaxBoxAcc, MaxBoxAccV2 and top-1 localisation.
+the split itself ("oracle"). Boxes: MaxBoxAcc, MaxBoxAccV2, and top-1 (top-5) localisation at the
+best threshold ("oracle"). Once thresholds were chosen on validation, also the values at those:
+Dice, BoxAcc, BoxAccV2, top-1 (top-5) localisation.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torchmetrics import Metric, MetricCollection
 from torchmetrics.classification import MulticlassAccuracy
 
-from wsl_zoo.metrics.boxes import MaxBoxAcc, MaxBoxAccV2
+from wsl_zoo.metrics.base import IGNORE
+from wsl_zoo.metrics.boxes import BoxAcc, BoxAccV2, BoxLocalization, MaxBoxAcc, MaxBoxAccV2
 from wsl_zoo.metrics.dice import DiceAtThreshold, ImageDice
-from wsl_zoo.metrics.pixels import IGNORE, PeakIoU, Prevalence, PxAP
+from wsl_zoo.metrics.pixels import PeakIoU, PixelCurve, Prevalence, PxAP
 
 TOP = 5
+
+
+@dataclass(frozen=True)
+class Thresholds:
+    """The map thresholds that are best on one split; None where it has no such ground truth.
+
+    Attributes:
+        pixels: Of the highest mean IoU of foreground and background; a pixel with `score >= t` is
+            foreground, 2 means that predicting nothing is best.
+        largest: Of MaxBoxAcc, relative to each map's maximum.
+        all: Of MaxBoxAccV2, one per IoU threshold, likewise.
+    """
+
+    pixels: float | None = None
+    largest: float | None = None
+    all: tuple[float, ...] | None = None
+
+    @property
+    def map(self) -> float | None:
+        """The one to make a mask with: of pixels, else of boxes."""
+        return self.largest if self.pixels is None else self.pixels
+
+    def state(self) -> dict[str, Any]:
+        """Return plain values, for a checkpoint."""
+        return asdict(self)
+
+    @classmethod
+    def from_state(cls, state: Mapping[str, Any]) -> Thresholds:
+        """Return what `state` gave."""
+        several = state["all"]
+        return cls(state["pixels"], state["largest"], None if several is None else tuple(several))
 
 
 class _BalancedAccuracy(MulticlassAccuracy):
@@ -61,8 +96,17 @@ def _pixels(threshold: float | None) -> MetricCollection:
     return MetricCollection(metrics)
 
 
-def _boxes() -> MetricCollection:
-    return MetricCollection({"maxboxacc": MaxBoxAcc(topk=(1,)), "maxboxacc_v2": MaxBoxAccV2()})
+def _boxes(num_classes: int, thresholds: Thresholds) -> MetricCollection:
+    top = (1, TOP) if num_classes > TOP else (1,)
+    metrics: dict[str, Metric | MetricCollection] = {
+        "maxboxacc": MaxBoxAcc(topk=top),
+        "maxboxacc_v2": MaxBoxAccV2(),
+    }
+    if thresholds.largest is not None:
+        metrics["boxacc"] = BoxAcc(thresholds.largest, topk=top)
+    if thresholds.all is not None:
+        metrics["boxacc_v2"] = BoxAccV2(thresholds.all)
+    return MetricCollection(metrics)
 
 
 class SplitMetrics(nn.Module):
@@ -70,14 +114,15 @@ class SplitMetrics(nn.Module):
 
     Args:
         num_classes: Number K of classes.
-        threshold: Map threshold chosen on validation, for the values at a fixed threshold.
+        thresholds: Map thresholds chosen on validation, for the values at fixed thresholds.
     """
 
-    def __init__(self, num_classes: int, threshold: float | None = None) -> None:
+    def __init__(self, num_classes: int, thresholds: Thresholds | None = None) -> None:
         super().__init__()
+        thresholds = Thresholds() if thresholds is None else thresholds
         self.classification = _classification(num_classes)
-        self.pixels = _pixels(threshold)
-        self.boxes = _boxes()
+        self.pixels = _pixels(thresholds.pixels)
+        self.boxes = _boxes(num_classes, thresholds)
         self._seen: set[str] = set()
 
     def update(
@@ -116,31 +161,54 @@ class SplitMetrics(nn.Module):
             self.boxes.update(maps, boxes, logits=logits, label=label, valid=valid)
             self._seen.add("boxes")
 
-    def compute(self) -> tuple[dict[str, Tensor], float | None]:
-        """Return the values by name, and the best map threshold (None without ground truth).
-
-        The threshold maximises the mean IoU of foreground and background over the split's pixels,
-        or, where there are only boxes, MaxBoxAcc. All processes must call this.
-        """
+    def compute(self) -> tuple[dict[str, Tensor], Thresholds]:
+        """Return the values by name, and the best map thresholds. All processes must call this."""
         values: dict[str, Tensor] = {}
-        threshold: float | None = None
+        pixels, boxes = math.nan, (math.nan,)
+        largest = math.nan
         if "classification" in self._seen:
             values |= self.classification.compute()
         if "boxes" in self._seen:
             values |= self.boxes.compute()
-            accuracy = self.boxes["maxboxacc"]
-            assert isinstance(accuracy, MaxBoxAcc)
-            values["top1_loc"] = accuracy.topk_accuracy()[1]
-            threshold = accuracy.best_threshold().item()
-            if math.isnan(threshold):
-                threshold = None
+            for name, suffix in (("maxboxacc", "_oracle"), ("boxacc", "")):
+                if name in self.boxes:
+                    for k, value in self._localization(name).topk_accuracy().items():
+                        values[f"top{k}_loc{suffix}"] = value
+            largest = self._localization("maxboxacc").best_threshold().item()
+            boxes = tuple(self._localization("maxboxacc_v2").best_threshold().tolist())
         if "pixels" in self._seen:
             values |= self.pixels.compute()
-            curve = self.pixels["pxap"]
-            assert isinstance(curve, PxAP)
-            of_pixels = curve.best_threshold()
-            threshold = threshold if math.isnan(of_pixels) else of_pixels
-        return {k: v for k, v in values.items() if not torch.isnan(v)}, threshold
+            pixels = self._curve().best_threshold()
+        thresholds = Thresholds(
+            pixels=None if math.isnan(pixels) else pixels,
+            largest=None if math.isnan(largest) else largest,
+            all=None if math.isnan(boxes[0]) else boxes,
+        )
+        return {k: v for k, v in values.items() if not torch.isnan(v)}, thresholds
+
+    def curves(self) -> dict[str, dict[str, Tensor]]:
+        """Return the curves over map thresholds: "pixels", and of boxes "largest" and "all".
+
+        All processes must call this.
+        """
+        found: dict[str, dict[str, Tensor]] = {}
+        if "pixels" in self._seen:
+            found["pixels"] = self._curve().curves()
+        if "boxes" in self._seen:
+            for name in ("maxboxacc", "maxboxacc_v2"):
+                metric = self._localization(name)
+                found[metric.contours] = metric.curves()
+        return found
+
+    def _localization(self, name: str) -> BoxLocalization:
+        metric = self.boxes[name]
+        assert isinstance(metric, BoxLocalization)
+        return metric
+
+    def _curve(self) -> PixelCurve:
+        metric = self.pixels["pxap"]
+        assert isinstance(metric, PxAP)
+        return metric
 
     def reset(self) -> None:
         """Forget all batches."""

@@ -1,0 +1,152 @@
+"""How every method of the zoo is evaluated: metrics by split, and thresholds from validation."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from pytorch_lightning import LightningModule
+from torch import Tensor
+from torch.utils.data.distributed import DistributedSampler
+
+from wsl_zoo.data.samplers import valid_mask
+from wsl_zoo.metrics.split import SplitMetrics, Thresholds
+from wsl_zoo.types import Batch, Output, Target
+
+DEFAULT_THRESHOLD = 0.5
+
+
+class Evaluated(LightningModule):
+    """The evaluation part of `ZooModule`: wires metrics by what a batch holds."""
+
+    num_classes: int
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.metrics: dict[str, SplitMetrics] = {}
+        """Metrics by split; made anew for every pass, on the device, so no part of the weights."""
+        self.thresholds = Thresholds()
+        """Thresholds of maps chosen on validation; a checkpoint stores them."""
+        self.thresholds_of: dict[str, Thresholds] = {}
+        """Those that each validation split with ground truth would choose."""
+
+    def localize(self, batch: Batch, output: Output, target: Target = "label") -> Tensor:
+        """Return the maps of the target classes, (B, H, W) in [0, 1], at the size of the image."""
+        raise NotImplementedError
+
+    def _split_names(self, stage: str) -> list[str]:
+        """Return the splits of a stage; of loaders without a data module "val", or "val_0", ..."""
+        data = getattr(self.trainer, "datamodule", None)
+        if data is not None and hasattr(data, "split_names"):
+            names: list[str] = data.split_names(stage)
+            return names
+        batches = self.trainer.num_test_batches if stage == "test" else self.trainer.num_val_batches
+        count = len(batches)
+        return [stage] if count == 1 else [f"{stage}_{i}" for i in range(count)]
+
+    def _start_metrics(self, stage: str, thresholds: Thresholds | None = None) -> None:
+        for name in self._split_names(stage):
+            self.metrics[name] = SplitMetrics(self.num_classes, thresholds).to(self.device)
+
+    def on_validation_start(self) -> None:
+        """Make the metrics anew."""
+        self._start_metrics("val")
+
+    def validation_step(self, batch: Batch, batch_idx: int, dataloader_idx: int = 0) -> None:
+        """Update the metrics of the validation split."""
+        self._evaluate("val", batch, batch_idx, dataloader_idx)
+
+    def test_step(self, batch: Batch, batch_idx: int, dataloader_idx: int = 0) -> None:
+        """Update the metrics of the test split."""
+        self._evaluate("test", batch, batch_idx, dataloader_idx)
+
+    def _evaluate(self, stage: str, batch: Batch, batch_idx: int, dataloader_idx: int) -> None:
+        output = self(batch)
+        localizes = output.map is not None and ("mask" in batch or "boxes" in batch)
+        self.metrics[self._split_names(stage)[dataloader_idx]].update(
+            logits=output.logits,
+            label=batch.get("label"),
+            maps=self.localize(batch, output, "label") if localizes else None,
+            mask=batch.get("mask"),
+            boxes=batch.get("boxes"),
+            valid=self._valid(stage, batch, batch_idx, dataloader_idx),
+        )
+
+    def _valid(
+        self, stage: str, batch: Batch, batch_idx: int, dataloader_idx: int
+    ) -> Tensor | None:
+        """Return which samples are no padding; for loaders not ours, from Lightning's sampler."""
+        if "valid" in batch or self.trainer.world_size == 1:
+            return batch.get("valid")
+        loaders: Any = (
+            self.trainer.test_dataloaders if stage == "test" else self.trainer.val_dataloaders
+        )
+        loader = loaders[dataloader_idx] if isinstance(loaders, list) else loaders
+        if not isinstance(getattr(loader, "sampler", None), DistributedSampler):
+            return None
+        start, size = batch_idx * loader.batch_size, len(loader.dataset)
+        rank, world_size = self.trainer.global_rank, self.trainer.world_size
+        return valid_mask(start, len(batch["image"]), size, rank, world_size).to(self.device)
+
+    def on_validation_epoch_end(self) -> None:
+        """Log the metrics; keep the thresholds of the split that localisation is judged on."""
+        chosen: dict[str, Thresholds] = {}
+        for name in self._split_names("val"):
+            values, thresholds = self.metrics[name].compute()
+            if thresholds.map is not None:
+                chosen[name] = thresholds
+            self._log_metrics(name, values)
+        if chosen and not self.trainer.sanity_checking:
+            # The same split that `best_loc` is chosen on, else the first that has a threshold.
+            select = getattr(getattr(self.trainer, "datamodule", None), "selection", None)
+            judge = str(select().get("loc") if select is not None else None).partition("/")[0]
+            self.thresholds_of = chosen
+            self.thresholds = chosen.get(judge, next(iter(chosen.values())))
+
+    def on_test_start(self) -> None:
+        """Make the metrics anew: the thresholds came with the checkpoint, after `setup`."""
+        self._start_metrics("test", self.thresholds)
+
+    def on_test_epoch_end(self) -> None:
+        """Log the metrics."""
+        for name in self._split_names("test"):
+            values, _ = self.metrics[name].compute()
+            self._log_metrics(name, values)
+
+    def curves(self, stage: str) -> dict[str, dict[str, dict[str, Tensor]]]:
+        """Return the curves over map thresholds of the last pass, by split and kind of truth.
+
+        See `SplitMetrics.curves`. All processes must call this.
+        """
+        return {name: self.metrics[name].curves() for name in self._split_names(stage)}
+
+    def _log_metrics(self, split: str, values: Mapping[str, Tensor]) -> None:
+        for name, value in values.items():
+            # Equal on all processes already: the metrics summed their integer states.
+            self.log(f"{split}/{name}", value.float(), prog_bar=name in {"acc", "pxap"})
+
+    def target_index(self, batch: Batch, output: Output, target: Target) -> Tensor:
+        """Return the class index (B,) whose map is meant."""
+        size, device = len(batch["image"]), batch["image"].device
+        if isinstance(target, int):
+            if not 0 <= target < self.num_classes:
+                raise ValueError(f"target={target} must be in [0, {self.num_classes - 1}]")
+            return torch.full((size,), target, dtype=torch.long, device=device)
+        if target == "label":
+            return batch["label"]
+        if target != "pred":
+            raise ValueError(f"target={target!r} must be 'label', 'pred' or a class index")
+        if output.logits is None:
+            raise ValueError("target='pred' needs logits, which this model does not return")
+        return output.logits.argmax(dim=1)
+
+    @property
+    def chosen_threshold(self) -> float | None:
+        """Threshold of maps chosen on validation; None before one with ground truth."""
+        return self.thresholds.map
+
+    @property
+    def map_threshold(self) -> float:
+        """The threshold to use: the chosen one, else 0.5."""
+        return DEFAULT_THRESHOLD if self.chosen_threshold is None else self.chosen_threshold
