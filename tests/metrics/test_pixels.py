@@ -12,7 +12,10 @@ from torchmetrics.classification import BinaryAveragePrecision
 from tests.metrics.processes import differing_on_processes
 from tests.metrics.transcription import EDGES, histograms, peak_iou, pixel_curves, pxap
 from wsl_zoo.metrics import (
+    BoxAcc,
+    BoxAccV2,
     BoxLocalization,
+    CorLoc,
     DiceAtThreshold,
     ImageDice,
     MaxBoxAcc,
@@ -22,7 +25,9 @@ from wsl_zoo.metrics import (
     PixelCurve,
     Prevalence,
     PxAP,
+    RateAtThreshold,
 )
+from wsl_zoo.metrics.pixels import _count_on_accelerator
 
 
 def random_maps(seed, images=4, size=24, dtype=torch.float32, kind="uniform"):
@@ -321,6 +326,28 @@ def test_flags_and_base():
         base.compute()
 
 
+@pytest.mark.parametrize("kind", ["uniform", "grid"])
+@pytest.mark.parametrize("num_thresholds", [1, 7, 1000])
+def test_the_path_of_accelerators_counts_the_same(kind, num_thresholds):
+    scores, mask = random_maps(17, kind=kind)
+    valid = torch.tensor([True, False, True, True])
+    metric = PxAP(num_thresholds)
+    metric.update(scores, mask, valid)
+    counts = _count_on_accelerator(scores, mask, valid, metric._edges(scores.device))
+    assert torch.equal(counts, torch.stack([metric.neg, metric.pos]))
+
+
+@pytest.mark.parametrize("build", [PxAP, ImageDice])
+def test_nothing_on_an_accelerator_waits_for_its_content(build):
+    scores, mask = random_maps(18)
+    valid = torch.tensor([True, False, True, True])
+    metric = build().to("meta")  # tensors without content: to look at one is an error
+    with pytest.raises(RuntimeError, match="meta"):
+        bool((scores.to("meta") > 2).any())
+    metric.update(scores.to("meta"), mask.to("meta"), valid.to("meta"))
+    metric.update(scores.to("meta"), mask.to("meta"))
+
+
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
 def test_cuda_counts_the_same_without_waiting():
     scores, mask = random_maps(14)
@@ -348,16 +375,22 @@ def test_several_processes_give_the_bits_of_one():
     blobs = torch.nn.functional.avg_pool2d(scores, 5, 1, 2)
     found = {"scores": blobs, "boxes": boxes}
     classed = {**found, "logits": torch.rand(5, 7), "label": torch.arange(5)}
+    labelled = {**found, "label": torch.tensor([0, 1, 1, 3, 3])}
     cases = {
         "pxap": (PxAP, pixels),
         "peak": (PeakIoU, pixels),
         "prevalence": (Prevalence, pixels),
         "dice": (partial(DiceAtThreshold, region="background"), pixels),
+        "rate": (partial(RateAtThreshold, "fp"), pixels),
         "miou": (partial(MeanIoUAtThreshold, 0.3), pixels),
         "image dice": (ImageDice, pixels),
         "boxes": (partial(BoxLocalization, (0.3, 0.6), "all", topk=(1, 5)), classed),
         "maxboxacc": (MaxBoxAcc, found),
         "maxboxaccv2": (MaxBoxAccV2, found),
+        "boxacc": (partial(BoxAcc, 0.4, topk=(1,)), classed),
+        "boxaccv2": (partial(BoxAccV2, (0.2, 0.4, 0.6)), found),
+        "corloc": (partial(CorLoc, 4, num_thresholds=50), labelled),
+        "corloc per class": (partial(CorLoc, 4, "per_class", average="micro"), labelled),
         "unsynchronised": (partial(PxAP, sync_on_compute=False), pixels),
     }
     assert list(differing_on_processes(cases)) == ["unsynchronised"]
