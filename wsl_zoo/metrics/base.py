@@ -53,18 +53,13 @@ def float64_device(device: torch.device) -> torch.device:
     return torch.device("cpu") if device.type == "mps" else device
 
 
-def in_threads(
-    function: Callable[[Item], Result], items: Sequence[Item], *, least: int = 2
-) -> list[Result]:
+def in_threads(function: Callable[[Item], Result], items: Sequence[Item]) -> list[Result]:
     """Map a function that releases the interpreter lock, in as many threads as torch uses.
 
-    Args:
-        function: Called once per item.
-        items: Arguments.
-        least: Fewer items than this are not worth a thread.
+    A call should take a millisecond or more: to start a thread takes a tenth of one.
     """
     threads = min(torch.get_num_threads(), len(items))
-    if threads < 2 or len(items) < least:
+    if threads < 2:
         return [function(item) for item in items]
     with ThreadPoolExecutor(threads) as pool:
         return list(pool.map(function, items))

@@ -16,7 +16,6 @@ foreground pixel gives NaN and a warning.
 
 from typing import Any, Literal
 
-import numpy as np
 import torch
 from torch import Tensor
 from torchmetrics import Metric
@@ -26,15 +25,12 @@ from wsl_zoo.metrics.base import (
     BAD_SCORES,
     IGNORE,
     float64_device,
-    in_threads,
     invalid_pixels,
     live_images,
     synced,
     undefined,
 )
 from wsl_zoo.metrics.kernels import histogram
-
-PART = 1 << 18  # pixels that are worth a thread
 
 
 def _count_on_cpu(scores: Tensor, mask: Tensor, num_thresholds: int) -> Tensor:
@@ -47,14 +43,10 @@ def _count_on_cpu(scores: Tensor, mask: Tensor, num_thresholds: int) -> Tensor:
     labels = mask.to(torch.uint8)
     if mask.dtype not in (torch.uint8, torch.bool) and not torch.equal(labels.to(mask.dtype), mask):
         invalid_pixels(scores, mask, None)
-    parts = list(zip(torch.split(values, PART), torch.split(labels, PART), strict=True))
-    found = in_threads(
-        lambda part: histogram(part[0].numpy(), part[1].numpy(), num_thresholds), parts
-    )
-    if any(counts.size == 0 for counts in found):
+    counts = histogram(values.numpy(), labels.numpy(), num_thresholds)
+    if counts.size == 0:
         invalid_pixels(scores.double(), mask, None)
-    counts = torch.from_numpy(np.sum(found, axis=0, dtype=np.int64).reshape(2, -1))
-    return torch.nn.functional.pad(counts, (0, 1))
+    return torch.nn.functional.pad(torch.from_numpy(counts).long(), (0, 1))
 
 
 def _count_on_accelerator(
