@@ -4,7 +4,10 @@ import pytest
 import torch
 from torch.nn import functional as F
 
+from tests.cases import tiny_data, trainer
+from wsl_zoo.cams import normalize_map
 from wsl_zoo.methods import CAMClassifier
+from wsl_zoo.methods.cam import CAMS, HEADS
 
 K = 5
 
@@ -103,6 +106,87 @@ def test_the_loss_is_the_cross_entropy():
     torch.testing.assert_close(terms["ce"], -log_softmax[range(3), batch["label"]].mean())
 
 
-def test_an_unknown_head_is_refused():
-    with pytest.raises(ValueError, match="head='max' must be one of gap, wgap"):
-        CAMClassifier(head="max", encoder="test_resnet")
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"head": "mean"}, "head='mean' must be one of gap, wgap, max"),
+        ({"cam": "CAM"}, "cam='CAM' must be one of cam, gradcam"),
+        ({"head": "lse", "head_args": {"s": 3}}, "head_args=.*of LogSumExp.*'s'"),
+        ({"cam_args": {"samples": 3}}, "cam_args=.*of CAM.*'samples'"),
+        ({"head": "wildcat", "head_args": {"kmax": 0}}, "kmax must be positive"),
+        ({"cam_layer": -2}, "only"),
+    ],
+)
+def test_wrong_choices_are_refused(arguments, message):
+    with pytest.raises(ValueError, match=message):
+        CAMClassifier(encoder="test_resnet", **arguments)
+
+
+@pytest.mark.parametrize("head", [name for name in HEADS if name not in ("gap", "wgap")])
+def test_other_heads_are_those_of_the_library(head):
+    options = {"background": True}
+    torch.manual_seed(0)
+    model = CAMClassifier(head=head, head_args=options, num_classes=K, encoder="test_resnet").eval()
+    assert type(model.head) is HEADS[head]
+    with torch.no_grad():
+        output = model(batch_of())
+        logits, maps = model.head(output.final)
+    assert torch.equal(output.logits, logits)
+    assert output.map.shape[:2] == (3, K)
+    assert torch.equal(output.map, maps)
+
+
+@pytest.mark.parametrize("mode", [torch.no_grad, torch.inference_mode])
+@pytest.mark.parametrize("cam", [name for name in CAMS if name not in ("cam", "sscam", "iscam")])
+def test_the_chosen_map_is_read_and_normalised(cam, mode):
+    torch.manual_seed(0)
+    model = CAMClassifier(num_classes=K, encoder="test_resnet", cam=cam).eval()
+    batch = batch_of()
+    with mode():
+        output = model(batch)
+        maps = model.localize(batch, output, "label")
+    raw = CAMS[cam](model.encoder, model.head)(batch["image"], batch["label"])
+    relu = CAMS[cam].relu
+    torch.testing.assert_close(maps, normalize_map(raw, 64, relu=relu), rtol=1e-3, atol=1e-4)
+    assert not maps.requires_grad
+    assert all(p.grad is None for p in model.parameters())
+
+
+@pytest.mark.parametrize("layer", [-2, "layer3"])
+def test_inner_layers_are_read(layer):
+    model = CAMClassifier(
+        num_classes=K, encoder="test_resnet", cam="layercam", cam_layer=layer
+    ).eval()
+    batch = batch_of()
+    with torch.no_grad():
+        output = model(batch)
+        raw = model.class_map(batch, output, batch["label"])
+    expected = CAMS["layercam"](model.encoder, model.head, layer)(batch["image"], batch["label"])
+    torch.testing.assert_close(raw, expected)
+
+
+def test_one_checkpoint_serves_every_map(tmp_path):
+    model = CAMClassifier(num_classes=4, encoder="test_resnet")
+    data = tiny_data()
+    run = trainer(tmp_path)
+    run.fit(model, data)
+    run.save_checkpoint(tmp_path / "a.ckpt")
+    values = {}
+    for cam in ("cam", "gradcampp"):
+        other = CAMClassifier(num_classes=4, encoder="test_resnet", cam=cam)
+        (values[cam],) = trainer(tmp_path).test(
+            other, data, ckpt_path=tmp_path / "a.ckpt", verbose=False
+        )
+    assert values["cam"]["test/acc"] == values["gradcampp"]["test/acc"]
+    assert values["cam"]["test/pxap"] != values["gradcampp"]["test/pxap"]
+
+
+def test_a_frozen_encoder_does_not_learn(tmp_path):
+    model = CAMClassifier(num_classes=4, encoder="test_resnet", freeze_encoder=True, lr=0.1)
+    before = {name: value.clone() for name, value in model.state_dict().items()}
+    run = trainer(tmp_path, limit_val_batches=0)
+    run.fit(model, tiny_data())
+    changed = {n for n, value in model.state_dict().items() if not torch.equal(value, before[n])}
+    assert changed == {"head.fc.weight", "head.fc.bias"}
+    assert [group["name"] for group in model.param_groups()] == ["head"]
+    assert not model.encoder.training

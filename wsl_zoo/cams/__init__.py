@@ -1,6 +1,35 @@
 """Maps read out of an encoder and a head, and their normalisation."""
 
 from wsl_zoo.cams.activation import CAM, ClassMap
+from wsl_zoo.cams.confidence import ISCAM, SSCAM, AblationCAM, ScoreCAM
+from wsl_zoo.cams.gradient import (
+    EigenCAM,
+    EigenGradCAM,
+    ElementWiseCAM,
+    GradCAM,
+    GradCAMpp,
+    HiResCAM,
+    LayerCAM,
+    SmoothGradCAMpp,
+    XGradCAM,
+)
 from wsl_zoo.cams.normalize import normalize_map
 
-__all__ = ["CAM", "ClassMap", "normalize_map"]
+__all__ = [
+    "CAM",
+    "ISCAM",
+    "SSCAM",
+    "AblationCAM",
+    "ClassMap",
+    "EigenCAM",
+    "EigenGradCAM",
+    "ElementWiseCAM",
+    "GradCAM",
+    "GradCAMpp",
+    "HiResCAM",
+    "LayerCAM",
+    "ScoreCAM",
+    "SmoothGradCAMpp",
+    "XGradCAM",
+    "normalize_map",
+]

@@ -13,12 +13,15 @@ model that keeps one does not register its encoder twice.
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from typing import Any, Protocol
+from typing import Any, ClassVar, Protocol
 
 import torch
 from torch import Tensor, nn
 
 Rest = Callable[[Tensor], Tensor]
+
+# Of the score that is differentiated: gradients below 1e-6 are lost in float16. Exact elsewhere.
+SCALE = 1024.0
 
 
 class SplitEncoder(Protocol):
@@ -31,9 +34,10 @@ class SplitEncoder(Protocol):
 class ClassMap(ABC):
     """A map per image for one class, read out of an encoder and a head.
 
-    A subclass says in `from_features` how the map arises from an activation. Calling an instance
-    leaves the model as it was: training flags are restored, running statistics and `.grad` are not
-    touched. The networks run in eval mode, so that a map does not depend on the rest of its batch.
+    A subclass says in `from_features` how the map arises from an activation, or in `read` if it
+    runs the network on other images too. Calling an instance leaves the model as it was: training
+    flags are restored, running statistics and `.grad` are not touched. The networks run in eval
+    mode, so that a map does not depend on the rest of its batch.
 
     Args:
         encoder: Has `split(image, layer)`.
@@ -41,8 +45,11 @@ class ClassMap(ABC):
         layer: The activation that is read: -1 the final map, or as `Encoder.split` takes it.
     """
 
-    relu = False
+    relu: ClassVar[bool] = False
     """Whether the papers drop negative scores before normalising (`normalize_map(relu=...)`)."""
+
+    reads_image: ClassVar[bool] = False
+    """Whether the network runs on other images, so that an activation is not enough."""
 
     def __init__(self, encoder: SplitEncoder, head: nn.Module, layer: int | str = -1) -> None:
         self.encoder = encoder
@@ -59,12 +66,54 @@ class ClassMap(ABC):
         Returns:
             `(B, h, w)`, at least float32, detached, any range.
         """
-        # Tensors made in inference mode cannot enter a graph: leave the mode, copy the image.
-        with torch.inference_mode(False), torch.no_grad(), evaluating(self.encoder, self.head):
-            image = image.clone() if image.is_inference() else image
-            target = target.clone() if target.is_inference() else target
-            activation, rest = self.encoder.split(image, self.layer)
-            return self.from_features(activation.detach(), rest, target).detach()
+        with apart(image), evaluating(self.encoder, self.head):
+            return self.read(no_inference(image), no_inference(target)).detach()
+
+    def read(self, image: Tensor, target: Tensor) -> Tensor:
+        """Raw maps `(B, h, w)`; runs without gradients, in eval mode."""
+        activation, rest = self.encoder.split(image, self.layer)
+        return self.from_features(activation.detach(), rest, target)
+
+    def of_final(self, final: Tensor, target: Tensor) -> Tensor:
+        """Raw maps from the final map that a forward pass has made already.
+
+        Args:
+            final: `(B, C, h, w)`.
+            target: `(B,)` int64, class of each image in [0, K).
+
+        Returns:
+            `(B, h, w)`, at least float32, detached.
+
+        Raises:
+            ValueError: If the maps need more than that: `reads_image`, or an inner layer.
+        """
+        if self.reads_image or self.layer != -1:
+            raise ValueError(
+                f"{type(self).__name__} at layer={self.layer!r} cannot be read from the final map: "
+                "call it with the images."
+            )
+        with apart(final), evaluating(self.head):
+            own = no_inference(final).detach()
+            return self.from_features(own, identity, no_inference(target)).detach()
+
+    def score(self, final: Tensor, target: Tensor, probability: bool = False) -> Tensor:
+        """Logits (or probabilities) of the target classes `(B,)`, at least float32."""
+        logits = at_least_float32(self.head(final)[0])
+        check_target(target, len(logits), logits.shape[1])
+        scores = logits.softmax(dim=1) if probability else logits
+        return scores.gather(1, target.to(logits.device)[:, None])[:, 0]
+
+    def gradient(self, activation: Tensor, rest: Rest, target: Tensor) -> Tensor:
+        """`ds_y/dA (B, C, h, w)`, at least float32, without touching any `.grad`."""
+        kind = activation.device.type
+        with apart(activation), torch.enable_grad():
+            leaf = no_inference(activation).detach()
+            if torch.is_autocast_enabled(kind):
+                leaf = at_least_float32(leaf)
+            leaf.requires_grad_()
+            score = self.score(rest(leaf), no_inference(target)).sum()
+            (gradient,) = torch.autograd.grad(SCALE * score, leaf)
+            return at_least_float32(gradient) / SCALE
 
     @abstractmethod
     def from_features(self, activation: Tensor, rest: Rest, target: Tensor) -> Tensor:
@@ -114,7 +163,7 @@ class CAM(ClassMap):
         check_target(target, len(features), len(weights))
         rows = at_least_float32(weights)[target.to(weights.device)]
         with torch.autocast(features.device.type, enabled=False):
-            return torch.einsum("bc,bchw->bhw", rows, at_least_float32(features).to(rows.dtype))
+            return weighted_sum(rows, at_least_float32(features).to(rows.dtype))
 
 
 def check_target(target: Tensor, batch: int, num_classes: int) -> None:
@@ -130,6 +179,39 @@ def check_target(target: Tensor, batch: int, num_classes: int) -> None:
         )
     if batch and (int(target.min()) < 0 or int(target.max()) >= num_classes):
         raise ValueError(f"target classes must lie in [0, {num_classes}), got {target.tolist()}.")
+
+
+def weighted_sum(weights: Tensor, activation: Tensor) -> Tensor:
+    """`sum_c w_c A_c (B, h, w)` of weights `(B, C)` and an activation `(B, C, h, w)`."""
+    return torch.einsum("bc,bchw->bhw", weights, activation)
+
+
+def identity(activation: Tensor) -> Tensor:
+    """The way from the final map to itself."""
+    return activation
+
+
+def no_inference(x: Tensor) -> Tensor:
+    """A copy of a tensor that was made in inference mode, which no graph can hold; else itself."""
+    return x.clone() if x.is_inference() else x
+
+
+@contextmanager
+def apart(x: Tensor) -> Iterator[None]:
+    """Neither inference mode nor gradients inside; autocast of x's device without its cache.
+
+    Autocast keeps the weights it casts: those kept in inference mode cannot enter our graph, and
+    those that we would leave behind have no graph, so that a training step would not learn them.
+    """
+    kind = x.device.type
+    cast = torch.autocast(
+        kind,
+        dtype=torch.get_autocast_dtype(kind),
+        enabled=torch.is_autocast_enabled(kind),
+        cache_enabled=False,
+    )
+    with torch.inference_mode(False), torch.no_grad(), cast:
+        yield
 
 
 def at_least_float32(x: Tensor) -> Tensor:

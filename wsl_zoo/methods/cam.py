@@ -1,39 +1,106 @@
-"""CAM: a classifier with one linear layer on pooled features, whose weights read the map.
+"""CAM and its family: a classifier over a pooling head, and any class map read out of the two.
 
 Paper: Zhou et al., "Learning Deep Features for Discriminative Localization", CVPR 2016
-(arXiv 1512.04150); with `head="gap"` Lin et al., "Network In Network", ICLR 2014 (arXiv 1312.4400).
+(arXiv 1512.04150); with `head="gap"` Lin et al., "Network In Network", ICLR 2014 (arXiv 1312.4400);
+the other heads and maps name their papers in `heads/` and `cams/`.
 Loss: cross-entropy on the logits. Map: M_k(p) = sum_c W_kc A_c(p), no bias, no ReLU, min-max.
+
+Head and map are chosen apart: `head` is trained, `cam` only reads, so one checkpoint can be tested
+with every map (`wsl-zoo test --ckpt_path C --model.cam layercam`). Selection by localisation
+(`best_loc`) is that of the map of the run, as in the survey (arXiv 1909.03354).
 
 Deviations: no background row. The published code can carry one (`support_background`) and then
 reads the map of class y from row y instead of y + 1; here class k is row k.
 """
 
+from collections.abc import Iterable
 from typing import Any, Literal
 
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn import functional as F
 
-from wsl_zoo.heads import GAP, WGAP
+from wsl_zoo import cams, heads
+from wsl_zoo.cams import ClassMap
+from wsl_zoo.heads import PoolingHead
 from wsl_zoo.methods.base import ZooModule
-from wsl_zoo.types import Batch, Output
+from wsl_zoo.types import Batch, Output, Target
 
-HEADS = {"gap": GAP, "wgap": WGAP}
+HEADS: dict[str, type[PoolingHead]] = {
+    "gap": heads.GAP,
+    "wgap": heads.WGAP,
+    "max": heads.MaxPool,
+    "lse": heads.LogSumExp,
+    "wildcat": heads.WILDCAT,
+    "mil": heads.AttentionMIL,
+    "prm": heads.PRM,
+}
+CAMS: dict[str, type[ClassMap]] = {
+    "cam": cams.CAM,
+    "gradcam": cams.GradCAM,
+    "gradcampp": cams.GradCAMpp,
+    "smooth_gradcampp": cams.SmoothGradCAMpp,
+    "xgradcam": cams.XGradCAM,
+    "layercam": cams.LayerCAM,
+    "hirescam": cams.HiResCAM,
+    "elementwise": cams.ElementWiseCAM,
+    "eigencam": cams.EigenCAM,
+    "eigengradcam": cams.EigenGradCAM,
+    "scorecam": cams.ScoreCAM,
+    "sscam": cams.SSCAM,
+    "iscam": cams.ISCAM,
+    "ablationcam": cams.AblationCAM,
+}
+
+Head = Literal["gap", "wgap", "max", "lse", "wildcat", "mil", "prm"]
+Map = Literal[
+    "cam", "gradcam", "gradcampp", "smooth_gradcampp", "xgradcam", "layercam", "hirescam",
+    "elementwise", "eigencam", "eigengradcam", "scorecam", "sscam", "iscam", "ablationcam",
+]  # fmt: skip
 
 
 class CAMClassifier(ZooModule):
-    """Image classifier with class activation maps.
+    """Image classifier with a pooling head and class maps.
 
     Args:
-        head: "wgap" pools, then classifies (CAM); "gap" classifies every position, then pools. The
-            same function of the features; GAP's map holds the bias.
+        head: "wgap" pools, then classifies (CAM); "gap" classifies every position, then pools (the
+            same function; its map holds the bias); "max", "lse", "wildcat", "mil", "prm": see
+            `wsl_zoo.heads`.
+        head_args: Arguments of the head, e.g. `{"r": 5.0}` of "lse".
+        cam: Which map is read: "cam" is the head's own, the others see gradients ("gradcam",
+            "gradcampp", "smooth_gradcampp", "xgradcam", "layercam", "hirescam", "elementwise",
+            "eigencam", "eigengradcam") or scores of masked images ("scorecam", "sscam", "iscam",
+            "ablationcam"); see `wsl_zoo.cams`.
+        cam_layer: Layer that the map is read at, as `Encoder.split` takes it; -1: the final map.
+        cam_args: Arguments of the map, e.g. `{"samples": 8}` of "smooth_gradcampp".
+        freeze_encoder: Train the head only.
         **kwargs: See `ZooModule`.
     """
 
-    def __init__(self, head: Literal["wgap", "gap"] = "wgap", **kwargs: Any) -> None:
+    def __init__(
+        self,
+        head: Head = "wgap",
+        head_args: dict[str, Any] | None = None,
+        cam: Map = "cam",
+        cam_layer: int | str = -1,
+        cam_args: dict[str, Any] | None = None,
+        freeze_encoder: bool = False,
+        **kwargs: Any,
+    ) -> None:
         super().__init__(**kwargs)
         if head not in HEADS:
             raise ValueError(f"head={head!r} must be one of {', '.join(HEADS)}")
-        self.head = HEADS[head](self.encoder.final_channels, self.num_classes)
+        if cam not in CAMS:
+            raise ValueError(f"cam={cam!r} must be one of {', '.join(CAMS)}")
+        self.head = _build(
+            "head", HEADS[head], head_args, self.encoder.final_channels, self.num_classes
+        )
+        self.class_maps: ClassMap = _build(
+            "cam", CAMS[cam], cam_args, self.encoder, self.head, cam_layer
+        )
+
+    def frozen(self) -> Iterable[nn.Module]:
+        """Return the encoder, if only the head is trained."""
+        return [self.encoder] if self.hparams["freeze_encoder"] else []
 
     def forward(self, batch: Batch) -> Output:
         """Return `logits` (B, K), `map` (B, K, h, w) and `final` (B, C, h, w)."""
@@ -45,3 +112,26 @@ class CAMClassifier(ZooModule):
         """Return the cross-entropy, `ce`."""
         assert output.logits is not None
         return {"ce": F.cross_entropy(output.logits, batch["label"])}
+
+    def localize(self, batch: Batch, output: Output, target: Target = "label") -> Tensor:
+        """Return the chosen map of the target classes, normalised, (B, H, W) in [0, 1]."""
+        index = self.target_index(batch, output, target)
+        maps = self.class_map(batch, output, index)
+        return self.normalize(maps, batch["image"].shape[-2:], relu=self.class_maps.relu)
+
+    def class_map(self, batch: Batch, output: Output, index: Tensor) -> Tensor:
+        """Return the raw maps (B, h, w) of the classes `index` (B,)."""
+        if type(self.class_maps) is cams.CAM:
+            return super().class_map(batch, output, index)
+        if self.class_maps.layer == -1 and not self.class_maps.reads_image:
+            assert output.final is not None
+            return self.class_maps.of_final(output.final, index)
+        return self.class_maps(batch["image"], index)
+
+
+def _build(what: str, kind: Any, options: dict[str, Any] | None, *args: Any) -> Any:
+    """Make a head or a map; name the option that is wrong."""
+    try:
+        return kind(*args, **(options or {}))
+    except TypeError as error:
+        raise ValueError(f"{what}_args={options} of {kind.__name__}: {error}") from error
