@@ -13,7 +13,15 @@ import pytest
 PACKAGE = Path(__file__).resolve().parents[1] / "wsl_zoo"
 
 MIDDLE = {"data", "encoders", "heads", "cams", "networks", "losses", "metrics"}
-OUTER = {"protocols", "callbacks", "reports", "plots", "export", "hub", "checkpoints"}  # cli is above
+OUTER = {
+    "protocols",
+    "callbacks",
+    "reports",
+    "plots",
+    "export",
+    "hub",
+    "checkpoints",
+}  # cli is above
 INNER = {"types"} | MIDDLE
 BELOW_CLI = INNER | {"schedules", "prediction", "methods", "pictures"} | OUTER
 

@@ -4,8 +4,9 @@ import pytest
 import torch
 from torch import nn
 
-from wsl_zoo.cams import CAM, ClassMap, normalize_map
-from wsl_zoo.cams.activation import evaluating
+from tests.cams.networks import Through
+from wsl_zoo.cams import CAM, normalize_map
+from wsl_zoo.cams.activation import evaluating, identity
 from wsl_zoo.encoders import Encoder
 from wsl_zoo.heads import GAP, WGAP, PoolingHead
 
@@ -16,10 +17,6 @@ class MeanOfMax(PoolingHead):
     def forward(self, features):
         maps = features[:, : self.num_classes].square()
         return maps.amax((2, 3)), maps
-
-
-def identity(activation: torch.Tensor) -> torch.Tensor:
-    return activation
 
 
 def model(name: str = "test_resnet", head: type[PoolingHead] = WGAP, classes: int = 4):
@@ -54,7 +51,7 @@ def test_map_of_gap_is_the_cam_of_wgap():
     nn.init.normal_(gap.conv.bias)
     wgap.fc.weight.data = gap.class_weights().data.clone()
     features, target = torch.rand(2, 6, 5, 5, dtype=torch.float64), torch.tensor([1, 2])
-    encoder = built_on(features)
+    encoder = Through()
     ours = normalize_map(CAM(encoder, wgap)(features, target))
     own = normalize_map(gap(features)[1][torch.arange(2), target].detach())
     torch.testing.assert_close(ours, own, rtol=1e-10, atol=1e-12)
@@ -65,7 +62,7 @@ def test_map_of_gap_is_the_cam_of_wgap():
 
 def test_scale_sign_and_bias():
     head, features = WGAP(6, 3).double(), torch.rand(2, 6, 5, 5, dtype=torch.float64)
-    cam, target = CAM(built_on(features), head), torch.tensor([1, 2])
+    cam, target = CAM(Through(), head), torch.tensor([1, 2])
     out = normalize_map(cam(features, target))
     head.fc.bias.data += 5.0
     assert torch.equal(normalize_map(cam(features, target)), out)
@@ -76,26 +73,16 @@ def test_scale_sign_and_bias():
     torch.testing.assert_close(normalize_map(cam(features, target)), 1 - out)
 
 
-def built_on(features: torch.Tensor):
-    """An encoder whose final map is the image itself."""
-
-    class Through(nn.Module):
-        def split(self, image, layer=-1):
-            return image, identity
-
-    return Through()
-
-
 def test_head_without_linear_maps_gives_its_own():
     features = torch.randn(3, 6, 5, 5)
-    cam = CAM(built_on(features), MeanOfMax(6, 4))
+    cam = CAM(Through(), MeanOfMax(6, 4))
     expected = features[torch.arange(3), torch.tensor([0, 3, 1])].square()
     assert torch.equal(cam(features, torch.tensor([0, 3, 1])), expected)
 
 
 def test_from_features_can_be_differentiated():
     head, features = WGAP(6, 3), torch.rand(2, 6, 5, 5, requires_grad=True)
-    maps = CAM(built_on(features), head).from_features(features, identity, torch.tensor([1, 2]))
+    maps = CAM(Through(), head).from_features(features, identity, torch.tensor([1, 2]))
     (gradient,) = torch.autograd.grad(maps.sum(), features)
     expected = head.fc.weight[torch.tensor([1, 2])][:, :, None, None].expand_as(gradient)
     torch.testing.assert_close(gradient, expected)
@@ -153,27 +140,6 @@ def test_mode_is_restored_after_an_error():
     assert all(part.training for part in encoder.modules())
 
 
-def test_modes_of_torch():
-    """Under inference mode, where Lightning evaluates by default, gradient maps work too."""
-
-    class Gradient(ClassMap):
-        def from_features(self, activation, rest, target):
-            with torch.enable_grad():
-                activation = activation.detach().requires_grad_()
-                score = self.head(rest(activation))[0].gather(1, target[:, None]).sum()
-                (gradient,) = torch.autograd.grad(score, activation)
-            return (gradient * activation).sum(1)
-
-    encoder, head = model()
-    image, target = torch.randn(2, 3, 64, 64), torch.tensor([1, 3])
-    expected = CAM(encoder, head)(image, target) / 4  # HiResCAM = CAM / N, N = 2 x 2
-    torch.testing.assert_close(Gradient(encoder, head)(image, target), expected)
-    with torch.inference_mode():
-        maps = Gradient(encoder, head)(image + 0, target + 0)
-    torch.testing.assert_close(maps, expected)
-    assert torch.is_grad_enabled()
-
-
 def test_a_model_that_keeps_a_cam_owns_its_encoder_once():
     encoder, head = model()
     keeper = nn.Module()
@@ -207,12 +173,12 @@ def test_wrong_targets(target, message):
     features = torch.rand(2, 6, 3, 3)
     for head in (WGAP(6, 4), MeanOfMax(6, 4)):
         with pytest.raises(ValueError, match=message):
-            CAM(built_on(features), head)(features, target)
+            CAM(Through(), head)(features, target)
 
 
 def test_only_the_final_map():
     with pytest.raises(ValueError, match="final map only"):
-        CAM(built_on(torch.rand(1)), WGAP(2, 2), layer="layer3")
+        CAM(Through(), WGAP(2, 2), layer="layer3")
 
 
 def test_evaluating_takes_what_is_no_module():

@@ -1,11 +1,12 @@
+import time
 from pathlib import Path
 
 import pytest
 from PIL import Image
 
-from wsl_zoo.data import FolderData, SyntheticData
+from wsl_zoo.data import FolderData, Record, SyntheticData, WSOLData
 from wsl_zoo.data.manifest import DataError
-from wsl_zoo.data.metadata import read_localization
+from wsl_zoo.data.metadata import class_names_of, draw, read_localization, read_split
 
 VAL = ["val/cat/0.png", "val/cat/1.png", "val/dog/0 (big).png"]
 
@@ -86,7 +87,297 @@ def test_a_file_that_cannot_be_read(tmp_path):
         read_localization(path)
 
 
-# The splits --------------------------------------------------------------------------------------
+# A split -----------------------------------------------------------------------------------------
+
+IDS = ["b/1 (2).png", "a/0.png", "a/1.png"]
+LABELS = ["a/0.png,0", "a/1.png,0", "b/1 (2).png,1"]
+
+
+def write_split(folder, ids=IDS, labels=LABELS, sizes=(), localization=(), **others):
+    """Write the four files as published: without a last line end."""
+    files = {"image_ids": ids, "class_labels": labels, "image_sizes": sizes}
+    for name, rows in (files | {"localization": localization} | others).items():
+        write(folder / f"{name}.txt", "\n".join(rows))
+    return folder
+
+
+def read(folder, images="/images", **kwargs):
+    problems = []
+    records = read_split(folder, Path(images), problems, **kwargs)
+    assert problems == []
+    return records
+
+
+def test_a_split_comes_in_the_order_of_its_ids(tmp_path):
+    boxes = ["a/1.png,1,2,3,4", "b/1 (2).png,0,0,5,6", "a/0.png,2,2,3,3", "a/1.png,0,1,2,3.5"]
+    records = read(write_split(tmp_path / "val", localization=boxes))
+    assert [record.image for record in records] == [Path("/images") / name for name in IDS]
+    assert [record.label for record in records] == [1, 0, 0]
+    assert [record.boxes for record in records] == [
+        ((0, 0, 5, 6),), ((2, 2, 3, 3),), ((1, 2, 3, 4), (0, 1, 2, 3.5)),
+    ]  # fmt: skip
+    assert not any(record.has_mask for record in records)
+    assert records[1].place == "val/image_ids.txt, line 2"
+
+
+def test_masks_of_an_image_are_joined_and_none_is_background(tmp_path):
+    rows = [
+        "a/0.png,m/0_a.png,m/0_ignore.png",
+        "a/0.png,m/0_b.png,",
+        "b/1 (2).png,None,",
+        "a/1.png,,m/1_ignore.png",
+    ]
+    background, two, ignored = read(
+        write_split(tmp_path / "test", localization=rows), "/x", masks=True
+    )
+    assert (background.masks, background.empty_mask, background.ignore) == ((), True, None)
+    assert two.masks == (Path("/x/m/0_a.png"), Path("/x/m/0_b.png"))
+    assert (two.empty_mask, two.ignore) == (False, Path("/x/m/0_ignore.png"))
+    assert (ignored.masks, ignored.empty_mask) == ((), True)
+    assert ignored.ignore == Path("/x/m/1_ignore.png")
+    assert all(record.boxes is None for record in (background, two, ignored))
+
+
+def test_a_split_without_annotation(tmp_path):
+    for masks in (False, True):
+        records = read(write_split(tmp_path / "train"), masks=masks)
+        assert len(records) == 3
+        assert not any(r.boxes or r.has_mask for r in records)
+    (tmp_path / "train" / "localization.txt").unlink()
+    (tmp_path / "train" / "image_sizes.txt").unlink()
+    assert read(tmp_path / "train") == records
+    # Of `train`, some images may be annotated.
+    write(tmp_path / "train" / "localization.txt", "a/1.png,0,0,1,1\n")
+    boxes = [record.boxes for record in read(tmp_path / "train")]
+    assert boxes == [None, None, ((0, 0, 1, 1),)]
+
+
+def test_a_proxy_list_takes_its_part(tmp_path):
+    folder = write_split(tmp_path / "train", image_ids_proxy=["a/1.png"])
+    assert [record.image.name for record in read(folder, proxy=True)] == ["1.png"]
+    assert len(read(folder)) == 3
+    assert class_names_of(folder) == ["a", "b"]
+
+
+def test_all_problems_of_a_split_come_at_once(tmp_path):
+    folder = write_split(
+        tmp_path / "val",
+        ids=["a/0.png", "b,1.png", "a/0.png"],
+        labels=["a/0.png,-1", "a/1.png,x", "a/2.png", "a/3.png,0", "a/3.png,1"],
+        sizes=["a/0.png,0,5", "a/1.png,5,5.5"],
+        localization=["a/0.png,1,2,3", "a/9.png,1,2,3,4"],
+    )
+    problems = ["of another file"]
+    assert read_split(folder, tmp_path, problems) == []
+    assert problems[1:] == [
+        f"{folder}/image_ids.txt, line 2: expected path, found 'b,1.png'",
+        f"{folder}/image_ids.txt, line 3: 'a/0.png' is listed twice (first: line 1)",
+        f"{folder}/class_labels.txt, line 1: class must be integers from 0 on, found '-1'",
+        f"{folder}/class_labels.txt, line 2: class must be integers from 0 on, found 'x'",
+        f"{folder}/class_labels.txt, line 3: expected path,class, found 'a/2.png'",
+        f"{folder}/class_labels.txt, line 5: 'a/3.png' is listed twice",
+        f"{folder}/localization.txt, line 1: expected path,x0,y0,x1,y1, found 'a/0.png,1,2,3'",
+        f"{folder}/image_sizes.txt, line 1: width, height must be integers from 1 on, found '0,5'",
+        f"{folder}/image_sizes.txt, line 2: width, height must be integers from 1 on, "
+        "found '5,5.5'",
+        f"{folder}/localization.txt, line 2: no image 'a/9.png' in class_labels.txt",
+    ]
+
+
+def test_lists_must_agree(tmp_path):
+    folder = write_split(
+        tmp_path / "val", labels=LABELS[:2], localization=["a/0.png,m,i", "a/0.png,n,j"]
+    )
+    problems = []
+    records = read_split(folder, tmp_path, problems, masks=True)
+    assert [record.label for record in records] == [0, 0]
+    assert problems == [
+        f"{folder}/image_ids.txt, line 1: 'b/1 (2).png' has no line in class_labels.txt",
+        f"{folder}/image_ids.txt, line 1: 'b/1 (2).png' has no line in localization.txt",
+        f"{folder}/image_ids.txt, line 3: 'a/1.png' has no line in localization.txt",
+        f"{folder}/localization.txt, line 1: 0.png has more than one ignore mask: i, j",
+    ]
+    (folder / "class_labels.txt").unlink()
+    problems = []
+    assert read_split(folder, tmp_path, problems) == []
+    assert len(problems) == 1
+    assert "class_labels.txt cannot be read" in problems[0]
+
+
+def test_boxes_follow_an_image_of_another_size(tmp_path):
+    for name, size in zip(IDS, ((10, 8), (10, 8), (20, 4)), strict=True):
+        write(tmp_path / "images" / name, "")
+        Image.new("RGB", size).save(tmp_path / "images" / name)
+    folder = write_split(
+        tmp_path / "val",
+        sizes=[f"{name},10,8" for name in IDS],
+        localization=[f"{name},1,2,5,7" for name in IDS],
+    )
+    with pytest.warns(UserWarning, match="1 of 3 images are not of the size that") as caught:
+        records = read(folder, tmp_path / "images")
+    assert len(caught) == 1
+    assert [r.boxes for r in records] == [((1, 2, 5, 7),), ((1, 2, 5, 7),), ((2, 1, 10, 3.5),)]
+
+
+@pytest.mark.parametrize(
+    ("labels", "names"),
+    [
+        (["train/n02/0.png,0", "train/n01/0.png,1", "train/n02/1.png,0"], ["n02", "n01"]),
+        (["n02/0.png,0", "n01/0.png,2"], ["n02", "1"]),  # 2 of two images is out of range
+        (["n02/0.png,0", "n02/1.png,0", "n01/0.png,2"], ["n02", "1", "n01"]),
+        (["all/0.png,0", "all/1.png,1"], ["0", "1"]),
+        (["a/0.png,0", "b/1.png,0", "c/1.png,1"], ["0", "1"]),
+        (["0.png,0", "1.png,0"], ["0"]),
+        (["a/0.png,-1", "", "a/1.png,x"], []),
+    ],
+)
+def test_classes_have_the_names_of_their_folders(tmp_path, labels, names):
+    write(tmp_path / "class_labels.txt", "\n".join(labels))
+    assert class_names_of(tmp_path) == names
+
+
+def test_a_draw_is_even_repeatable_and_without_replacement():
+    records = [Record(Path(f"{i}.png"), i % 3) for i in range(30)] + [Record(Path("30.png"), 3)]
+    drawn, rest = draw(records, 4, seed=0)
+    assert [r for r in records if r in drawn] == drawn  # in their order
+    assert [r for r in records if r not in drawn] == rest
+    assert sorted(r.label for r in drawn) == [0] * 4 + [1] * 4 + [2] * 4 + [3]
+    assert draw(records, 4, seed=0)[0] == drawn
+    assert draw(records, 4, seed=1)[0] != drawn
+    # A class is drawn on its own: other classes do not change which of its images come.
+    alone = [r for r in records if r.label == 1]
+    assert draw(alone, 4, seed=0)[0] == [r for r in drawn if r.label == 1]
+
+
+def test_reading_a_large_list_is_not_quadratic(tmp_path):
+    """50,000 lines take about a second; a look-up in a list for each takes a minute."""
+    names = [f"train/{k % 1000}/{k}.JPEG" for k in range(50_000)]
+    folder = write_split(
+        tmp_path / "train",
+        names,
+        [f"{name},{k % 1000}" for k, name in enumerate(names)],
+        localization=[f"{name},0,0,1,1" for name in names],
+    )
+    start = time.process_time()
+    records = read(folder)
+    assert len(class_names_of(folder)) == 1000
+    drawn, _ = draw(records, 1, seed=0)
+    assert len(drawn) == 1000
+    assert time.process_time() - start < 20
+
+
+# A data set ------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def benchmark(tmp_path):
+    """Two classes; one image per class in `train`, four and one in `val`, two in `test`."""
+    names = {
+        "train": ["train/cat/0.png", "train/dog/0.png"],
+        "val": [f"val/cat/{i}.png" for i in range(4)] + ["val/dog/0.png"],
+        "test": ["test/cat/0.png", "test/dog/0.png"],
+    }
+    for split, paths in names.items():
+        for path in paths:
+            write(tmp_path / "images" / path, "")
+            Image.new("RGB", (10, 8)).save(tmp_path / "images" / path)
+        write_split(
+            tmp_path / "meta" / split,
+            paths,
+            [f"{path},{int('dog' in path)}" for path in paths],
+            [f"{path},10,8" for path in paths],
+            [f"{path},1,2,5,6" for path in paths] if split != "train" else [],
+        )
+    write(tmp_path / "meta" / "train" / "image_ids_proxy.txt", "train/dog/0.png")
+    return tmp_path
+
+
+def benchmark_data(folder, **kwargs):
+    return WSOLData(str(folder / "images"), str(folder / "meta"), image_size=20, **kwargs)
+
+
+def test_a_metadata_folder_is_a_data_set(benchmark):
+    data = benchmark_data(benchmark)
+    assert data.class_names == ["cat", "dog"]  # before setup
+    data.setup("fit")
+    assert {k: len(v) for k, v in data.sources.items()} == {"train": 2, "val": 5, "test": 2}
+    assert data.selection() == {"cl": "val/acc", "loc": "val/maxboxacc"}
+    batch = next(iter(data.val_dataloader()[0]))
+    assert batch["label"].tolist() == [0, 0, 0, 0, 1]
+    assert batch["boxes"][0].tolist() == [[2, 5, 10, 15]]
+    assert "boxes" not in next(iter(data.train_dataloader()))
+
+
+def test_metadata_may_lie_beside_the_images(benchmark):
+    write(benchmark / "images" / "train" / "image_ids.txt", "train/cat/0.png")
+    write(benchmark / "images" / "train" / "class_labels.txt", "train/cat/0.png,0")
+    data = WSOLData(str(benchmark / "images"))
+    assert data.class_names == ["cat"]
+    assert [len(split) for split in data.read_splits().values()] == [1]
+
+
+def test_val_may_be_a_sample_of_every_class(benchmark):
+    def names(**kwargs):
+        data = benchmark_data(benchmark, num_val_sample_per_class=2, **kwargs)
+        assert len(data.sources["test"]) == 2
+        return [record.image.name for record in data.sources["val"].records]
+
+    cats, dogs = names()[:2], names()[2:]
+    assert len(set(cats)) == 2
+    assert dogs == ["0.png"]
+    assert names() == names(seed=5)
+    assert len({tuple(names(split_seed=seed)) for seed in range(8)}) > 1
+    with pytest.raises(ValueError, match="num_val_sample_per_class=-1 must be >= 0"):
+        benchmark_data(benchmark, num_val_sample_per_class=-1)
+
+
+def test_a_proxy_trains_on_its_images_and_keeps_the_classes(benchmark):
+    data = benchmark_data(benchmark, proxy=True)
+    assert data.class_names == ["cat", "dog"]
+    with pytest.raises(DataError, match=r"class 'cat' \(label 0\) has no training image"):
+        data.setup("fit")
+    write(benchmark / "meta" / "train" / "image_ids_proxy.txt", "train/dog/0.png\ntrain/cat/0.png")
+    data = benchmark_data(benchmark, proxy=True)
+    data.setup("fit")
+    assert [r.label for r in data.sources["train"].records] == [1, 0]
+
+
+def test_problems_of_lists_and_files_come_at_once(benchmark):
+    (benchmark / "images" / "val" / "cat" / "1.png").unlink()
+    write(benchmark / "images" / "val" / "cat" / "2.png", "no image")
+    meta = benchmark / "meta"
+    write(meta / "test" / "localization.txt", "test/cat/0.png,1,2,5,6\ntest/dog/0.png,1,2,12,6")
+    write(meta / "train" / "class_labels.txt", "train/cat/0.png,0\ntrain/dog/0.png,dog")
+    with pytest.raises(DataError) as caught:
+        benchmark_data(benchmark).setup("fit")
+    problems = caught.value.problems
+    assert problems[0] == (
+        f"{meta}/train/class_labels.txt, line 2: class must be integers from 0 on, found 'dog'"
+    )
+    assert [problem.split(":")[0] for problem in problems[1:]] == [
+        # Of one training label, one class is known: the images of the other are out of range.
+        "val/image_ids.txt, line 5",
+        "test/image_ids.txt, line 2",
+        "val/image_ids.txt, line 2",
+        "val/image_ids.txt, line 3",
+        "test/image_ids.txt, line 2",
+    ]
+    assert "does not exist" in problems[3]
+    assert "is not a readable image" in problems[4]
+    assert "leaves its image 0.png of 10x8 pixels" in problems[5]
+
+
+def test_a_folder_without_lists_is_refused(tmp_path):
+    data = WSOLData(str(tmp_path))
+    with pytest.raises(DataError, match=r"class_labels\.txt cannot be read"):
+        _ = data.class_names
+    with pytest.raises(DataError, match="2 problems") as caught:
+        data.setup("fit")
+    for file, problem in zip(("image_ids", "class_labels"), caught.value.problems, strict=True):
+        assert f"train/{file}.txt cannot be read" in problem
+
+
+# Pseudo-boxes ------------------------------------------------------------------------------------
 
 
 @pytest.mark.filterwarnings("ignore:.*has no box of 1 of 3 validation images")

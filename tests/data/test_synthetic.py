@@ -115,3 +115,20 @@ def test_cached_scenes_are_rendered_once(monkeypatch):
 def test_bad_settings_are_refused(settings, message):
     with pytest.raises(ValueError, match=message):
         small(**settings)
+
+
+def test_the_class_may_be_a_hue():
+    data = SyntheticData(train=8, val=8, test=8, cue="hue", image_size=64)
+    assert data.class_names == ["hue 0", "hue 1", "hue 2", "hue 3"]
+    sample = data.sources["train"].load(5, annotations=True)
+    assert sample.label == 1
+    inside = sample.image[sample.mask == 1].mean(0)
+    ground = sample.image[sample.mask == 0].mean(0)
+    assert np.ptp(inside) > 10 * np.ptp(ground)  # the ground is grey
+    x0, y0, x1, y1 = sample.boxes[0].astype(int)
+    assert sample.mask[y0:y1, x0:x1].sum() == sample.mask.sum()
+    again = data.sources["train"].load(5, annotations=True)
+    assert (again.image == sample.image).all()
+    assert {data.sources["test"].load(i, annotations=False).label for i in range(4)} == {0, 1, 2, 3}
+    with pytest.raises(ValueError, match="cue='shape' must be one of texture, hue"):
+        SyntheticData(cue="shape")

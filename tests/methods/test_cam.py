@@ -6,7 +6,7 @@ from torch.nn import functional as F
 
 from tests.cases import tiny_data, trainer
 from wsl_zoo.cams import normalize_map
-from wsl_zoo.methods import CAMClassifier
+from wsl_zoo.methods import CAMClassifier, HaS
 from wsl_zoo.methods.cam import CAMS, HEADS
 
 K = 5
@@ -190,3 +190,33 @@ def test_a_frozen_encoder_does_not_learn(tmp_path):
     assert changed == {"head.fc.weight", "head.fc.bias"}
     assert [group["name"] for group in model.param_groups()] == ["head"]
     assert not model.encoder.training
+
+
+def test_cached_features_change_nothing_but_the_time(tmp_path):
+    data = {"hflip": 0.0, "batch_size": 3}
+    calls, values = {}, {}
+    for cache in (False, True):
+        torch.manual_seed(0)
+        model = CAMClassifier(
+            num_classes=4, encoder="test_resnet", freeze_encoder=True, cache_features=cache, lr=0.1
+        )
+        final, seen = model.encoder.final, []
+        model.encoder.final = lambda x, final=final, seen=seen: seen.append(len(x)) or final(x)
+        run = trainer(tmp_path, max_epochs=3)
+        run.fit(model, tiny_data(**data))
+        calls[cache] = sum(seen)
+        values[cache] = model.head.fc.weight.detach(), run.callback_metrics["val/pxap"]
+    assert calls == {False: 3 * 16, True: 16}
+    torch.testing.assert_close(values[True], values[False], rtol=1e-4, atol=1e-5)
+
+
+def test_features_of_images_that_change_are_not_cached(tmp_path):
+    settings = {"num_classes": 4, "encoder": "test_resnet", "freeze_encoder": True}
+    model = CAMClassifier(**settings, cache_features=True)
+    with pytest.raises(ValueError, match="the augmentation of the data changes them"):
+        trainer(tmp_path).fit(model, tiny_data())
+    model = HaS(**settings, cache_features=True)
+    with pytest.raises(ValueError, match="HaS changes them"):
+        trainer(tmp_path).fit(model, tiny_data(hflip=0.0))
+    with pytest.raises(ValueError, match="needs freeze_encoder"):
+        CAMClassifier(encoder="test_resnet", cache_features=True)

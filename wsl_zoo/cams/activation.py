@@ -200,8 +200,9 @@ def no_inference(x: Tensor) -> Tensor:
 def apart(x: Tensor) -> Iterator[None]:
     """Neither inference mode nor gradients inside; autocast of x's device without its cache.
 
-    Autocast keeps the weights it casts: those kept in inference mode cannot enter our graph, and
-    those that we would leave behind have no graph, so that a training step would not learn them.
+    Autocast keeps the weights it casts, before torch 2.10 or so together with the mode it cast them
+    in: those kept in inference mode cannot enter our graph, and those that we would leave behind
+    have no graph, so that a training step would not learn them.
     """
     kind = x.device.type
     cast = torch.autocast(

@@ -1,17 +1,27 @@
 """Data sets as Lightning data modules, and what they are made of."""
 
 from wsl_zoo.data.base import ZooDataModule
+from wsl_zoo.data.camelyon16 import Camelyon16Data
+from wsl_zoo.data.cub import CUBData
 from wsl_zoo.data.folder import FolderData, UnlabelledImages
 from wsl_zoo.data.glas import GlaSData
+from wsl_zoo.data.ilsvrc import ILSVRCData
 from wsl_zoo.data.manifest import DataError, Record
+from wsl_zoo.data.openimages import OpenImagesData
 from wsl_zoo.data.synthetic import SyntheticData
+from wsl_zoo.data.wsol import WSOLData
 
 __all__ = [
+    "CUBData",
+    "Camelyon16Data",
     "DataError",
     "FolderData",
     "GlaSData",
+    "ILSVRCData",
+    "OpenImagesData",
     "Record",
     "SyntheticData",
     "UnlabelledImages",
+    "WSOLData",
     "ZooDataModule",
 ]

@@ -256,3 +256,24 @@ def render_scene(
     image += np.float32(grain) * rng.standard_normal((size, size), dtype=np.float32)
     pixels = np.clip(255 * image + 0.5, 0, 255).astype(np.uint8)
     return Scene(pixels.transpose(1, 2, 0).copy(), mask, np.array(boxes, np.float64), label)
+
+
+def render_hue_scene(index: int, *, seed: int = 0, size: int = 96, num_classes: int = 4) -> Scene:
+    """Render a scene with one object whose class is its hue: what a small ViT learns in seconds.
+
+    Args:
+        index: Number of the scene, from 0. The label is `index % num_classes`.
+        seed: Family of scenes, from 0.
+        size: Side of the image in pixels.
+        num_classes: Number of hues, evenly spaced.
+    """
+    rng = np.random.default_rng((seed, index))
+    label = index % num_classes
+    image = np.full((3, 1, 1), 0.5, np.float32) + np.float32(0.12) * ground(rng, size)
+    mask = blob(rng, outline(rng), size, rng.uniform(0.12, 0.3))
+    hue = (label + rng.uniform(-0.2, 0.2)) / num_classes
+    paint(image, neutral_texture(rng, size), palette(rng, hue), mask)
+    x, y, width, height = cv2.boundingRect(mask)
+    boxes = np.array([(x, y, x + width - 1, y + height - 1)], np.float64)
+    pixels = np.clip(255 * image, 0, 255).astype(np.uint8)
+    return Scene(pixels.transpose(1, 2, 0).copy(), mask, boxes, label)

@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 
 from wsl_zoo.data.base import ZooDataModule
 from wsl_zoo.data.dataset import Source
-from wsl_zoo.data.scenes import TEXTURES, render_scene
+from wsl_zoo.data.scenes import TEXTURES, render_hue_scene, render_scene
 from wsl_zoo.data.transforms import Sample
+
+Cue = Literal["texture", "hue"]
+RENDER = {"texture": render_scene, "hue": render_hue_scene}
 
 # Splits are disjoint ranges of the scene index.
 SPLIT_OFFSET = {"train": 0, "val": 10_000_000, "test": 20_000_000}
@@ -24,17 +27,27 @@ class SceneSource:
         seed: Seed of the scenes.
         size: Side in pixels.
         num_classes: Number K of classes.
+        cue: What the class is: "texture" or "hue".
     """
 
     has_masks = True
     has_boxes = True
 
-    def __init__(self, count: int, offset: int, seed: int, size: int, num_classes: int) -> None:
+    def __init__(
+        self,
+        count: int,
+        offset: int,
+        seed: int,
+        size: int,
+        num_classes: int,
+        cue: Cue = "texture",
+    ) -> None:
         self.count = count
         self.offset = offset
         self.seed = seed
         self.size = size
         self.num_classes = num_classes
+        self.cue = cue
 
     def __len__(self) -> int:
         return self.count
@@ -43,7 +56,7 @@ class SceneSource:
         """Render scene `index`."""
         if not 0 <= index < self.count:
             raise IndexError(f"scene {index} of {self.count}")
-        scene = render_scene(
+        scene = RENDER[self.cue](
             self.offset + index, seed=self.seed, size=self.size, num_classes=self.num_classes
         )
         return Sample(
@@ -60,11 +73,15 @@ class SceneSource:
 class SyntheticData(ZooDataModule):
     """Textured objects on textured ground with labels, masks and boxes; the class is the texture.
 
+    With `cue="hue"` it is the colour of one object on grey ground, easy enough for a small ViT that
+    starts from random weights.
+
     Args:
         train: Number of training images.
         val: Number of validation images.
         test: Number of test images.
         classes: Number K of classes.
+        cue: What the class is: "texture" or "hue".
         scene_seed: Seed of the scenes (apart from `seed`, so that runs share their data).
         image_size: Side of the images in pixels.
         cache: Keep rendered scenes in memory.
@@ -77,6 +94,7 @@ class SyntheticData(ZooDataModule):
         val: int = 100,
         test: int = 200,
         classes: int = 4,
+        cue: Cue = "texture",
         scene_seed: int = 0,
         image_size: int = 96,
         cache: bool = True,
@@ -90,19 +108,29 @@ class SyntheticData(ZooDataModule):
                 f"train={train}, val={val}, test={test}: every split needs all {classes} classes"
             )
         self.counts = {"train": train, "val": val, "test": test}
+        if cue not in RENDER:
+            raise ValueError(f"cue={cue!r} must be one of {', '.join(RENDER)}")
         self.classes = classes
+        self.cue: Cue = cue
         self.scene_seed = scene_seed
 
     @property
     def class_names(self) -> list[str]:
-        """Names of the textures."""
+        """Names of the textures, or numbers of the hues."""
+        if self.cue == "hue":
+            return [f"hue {k}" for k in range(self.classes)]
         return list(TEXTURES)[: self.classes]
 
     def read(self) -> dict[str, Source]:
         """Return a source per split."""
         return {
             split: SceneSource(
-                count, SPLIT_OFFSET[split], self.scene_seed, self.train_resize, self.classes
+                count,
+                SPLIT_OFFSET[split],
+                self.scene_seed,
+                self.train_resize,
+                self.classes,
+                self.cue,
             )
             for split, count in self.counts.items()
         }

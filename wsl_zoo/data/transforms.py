@@ -138,6 +138,8 @@ class Augment:
                 )
             )
         self.crop = crop
+        self.identity = crop is None and not (hflip or vflip or rotate90 or color_jitter)
+        """Whether it leaves every sample as it is."""
         self.pipeline = A.Compose(
             steps,
             bbox_params=A.BboxParams(

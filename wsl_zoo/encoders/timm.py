@@ -77,6 +77,7 @@ class Encoder(nn.Module):
         name: The timm name.
         channels: Channels of each level.
         strides: Nominal stride of each level; actual sizes may differ by rounding and padding.
+        level_modules: Name of the module of `model` that ends each level.
         final_channels: Channels of `final`.
         mean: Per-channel mean with which images must be normalised, in [0, 1].
         std: Per-channel standard deviation, likewise.
@@ -131,7 +132,7 @@ class Encoder(nn.Module):
         self.channels = [tap.channels for tap in taps]
         self.strides = [tap.stride for tap in taps]
         self.final_channels = final_channels
-        self._modules_of_levels = [tap.module for tap in taps]
+        self.level_modules = [tap.module for tap in taps]
         config = model.pretrained_cfg
         self.mean = _per_channel(config["mean"] if mean is None else mean, in_chans)
         self.std = _per_channel(config["std"] if std is None else std, in_chans)
@@ -180,7 +181,7 @@ class Encoder(nn.Module):
         """
         self._check(image)
         size = (image.shape[-2], image.shape[-1])
-        ends = self._modules_of_levels if levels else []
+        ends = self.level_modules if levels else []
         steps = surgery.chain(self.model, ends)
         if not steps:
             return self._forward_unknown(image, levels, size)
@@ -267,7 +268,7 @@ class Encoder(nn.Module):
                 f"layer {layer}: {self.name} has levels 0..{count - 2} and {count - 1} (or -1) "
                 "for the final map."
             )
-        return self._modules_of_levels[layer % count]
+        return self.level_modules[layer % count]
 
     def _check(self, image: Tensor) -> None:
         if image.ndim != 4 or image.shape[1] != self.in_chans:

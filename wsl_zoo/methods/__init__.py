@@ -1,6 +1,27 @@
 """The methods of the zoo: one file per paper, each a LightningModule over a timm encoder."""
 
+from wsl_zoo.methods.acol import ACoL
+from wsl_zoo.methods.adl import ADL
 from wsl_zoo.methods.base import ZooModule
 from wsl_zoo.methods.cam import CAMClassifier
+from wsl_zoo.methods.cutmix import CutMix
+from wsl_zoo.methods.has import HaS
+from wsl_zoo.methods.nlccam import NLCCAM
+from wsl_zoo.methods.sat import SAT
+from wsl_zoo.methods.scm import SCM
+from wsl_zoo.methods.spg import SPG
+from wsl_zoo.methods.tscam import TSCAM
 
-__all__ = ["CAMClassifier", "ZooModule"]
+__all__ = [
+    "ADL",
+    "NLCCAM",
+    "SAT",
+    "SCM",
+    "SPG",
+    "TSCAM",
+    "ACoL",
+    "CAMClassifier",
+    "CutMix",
+    "HaS",
+    "ZooModule",
+]

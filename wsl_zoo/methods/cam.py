@@ -16,6 +16,7 @@ reads the map of class y from row y instead of y + 1; here class k is row k.
 from collections.abc import Iterable
 from typing import Any, Literal
 
+import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
@@ -73,6 +74,9 @@ class CAMClassifier(ZooModule):
         cam_layer: Layer that the map is read at, as `Encoder.split` takes it; -1: the final map.
         cam_args: Arguments of the map, e.g. `{"samples": 8}` of "smooth_gradcampp".
         freeze_encoder: Train the head only.
+        cache_features: With a frozen encoder, keep the final map of every image in memory after its
+            first pass (about 1 MB for 1280 channels of 14 x 14). Needs images that are the same in
+            every epoch: no augmentation.
         **kwargs: See `ZooModule`.
     """
 
@@ -84,9 +88,12 @@ class CAMClassifier(ZooModule):
         cam_layer: int | str = -1,
         cam_args: dict[str, Any] | None = None,
         freeze_encoder: bool = False,
+        cache_features: bool = False,
         **kwargs: Any,
     ) -> None:
         super().__init__(**kwargs)
+        if cache_features and not freeze_encoder:
+            raise ValueError("cache_features=True needs freeze_encoder=True")
         if head not in HEADS:
             raise ValueError(f"head={head!r} must be one of {', '.join(HEADS)}")
         if cam not in CAMS:
@@ -98,15 +105,44 @@ class CAMClassifier(ZooModule):
             "cam", CAMS[cam], cam_args, self.encoder, self.head, cam_layer
         )
 
+        self._features: dict[tuple[str, int, int], Tensor] = {}
+
+    def setup(self, stage: str) -> None:
+        """Refuse to keep the features of images that change."""
+        super().setup(stage)
+        self._features.clear()
+        if stage != "fit" or not self.hparams["cache_features"]:
+            return
+        augment = getattr(getattr(self.trainer, "datamodule", None), "augment", None)
+        mixes = type(self).prepare_batch is not ZooModule.prepare_batch
+        if mixes or not getattr(augment, "identity", True):
+            what = type(self).__name__ if mixes else "the augmentation of the data"
+            raise ValueError(
+                f"cache_features=True needs images that stay the same, but {what} changes them; "
+                "switch off hflip, vflip, rotate90, color_jitter and train_resize"
+            )
+
     def frozen(self) -> Iterable[nn.Module]:
         """Return the encoder, if only the head is trained."""
         return [self.encoder] if self.hparams["freeze_encoder"] else []
 
     def forward(self, batch: Batch) -> Output:
         """Return `logits` (B, K), `map` (B, K, h, w) and `final` (B, C, h, w)."""
-        final = self.encoder.final(batch["image"])
+        final = self._final(batch)
         logits, maps = self.head(final)
         return Output(logits=logits, map=maps, final=final)
+
+    def _final(self, batch: Batch) -> Tensor:
+        """Return the final map, of images seen before from memory."""
+        image = batch["image"]
+        if not self.hparams["cache_features"] or "path" not in batch:
+            return self.encoder.final(image)
+        keys = [(path, image.shape[-2], image.shape[-1]) for path in batch["path"]]
+        new = [i for i, key in enumerate(keys) if key not in self._features]
+        if new:
+            for i, final in zip(new, self.encoder.final(image[new]).detach().cpu(), strict=True):
+                self._features[keys[i]] = final.clone()
+        return torch.stack([self._features[key] for key in keys]).to(image.device)
 
     def loss(self, batch: Batch, output: Output) -> dict[str, Tensor]:
         """Return the cross-entropy, `ce`."""

@@ -1,0 +1,148 @@
+"""CAMELYON16 as patches of 512 x 512 pixels (PNG) of lymph-node slides: normal (0) or tumor (1).
+
+Ehteshami Bejnordi et al., "Diagnostic Assessment of Deep Learning Algorithms for Detection of Lymph
+Node Metastases in Women With Breast Cancer", JAMA 2017. Protocol of the survey (arXiv 1909.03354):
+15,664 test patches and a pool of 33,206, as many normal as tumor; five folds of the pool by class,
+not by patient, of which one is `valcl`; `valpx` is five patches per class of `valcl`, the only ones
+whose masks selection may see. Patches are read from lists in the files of `data/metadata.py`, with
+masks (a normal patch needs none, it is all background), in either of two forms:
+
+    metadata/fold-<k>/{train,valcl,test}   published folds; `valpx` too, or it is drawn
+    metadata/{train,test}                  the pool, which is dealt into folds here
+"""
+
+from __future__ import annotations
+
+import random
+import re
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from wsl_zoo.data.base import ZooDataModule
+from wsl_zoo.data.manifest import DataError, Record, Splits
+from wsl_zoo.data.metadata import draw, read_split
+
+CLASSES = ["normal", "tumor"]
+NORMAL, TUMOR = range(2)
+FOLDS = 5
+SLIDE = re.compile(r"(?:normal|tumor|test)_[0-9]+", re.IGNORECASE)
+FRACTION = re.compile(r"(?<![0-9.])[01]\.[0-9]+")
+
+
+class Camelyon16Data(ZooDataModule):
+    """Patches of CAMELYON16.
+
+    Args:
+        root: Folder that the paths of the lists start from.
+        metadata: Folder of the lists; default: `root`.
+        fold: Fold, 0-4; its fifth of the pool is `valcl`.
+        valpx_per_class: Patches of every class of `valcl` that become `valpx` where no list says.
+        min_fraction: Leave out tumor patches whose file name states a smaller metastatic fraction
+            (its last decimal number in [0, 1]); 0: keep all. Published lists start at 0.2.
+        split_seed: Seed of the folds and of `valpx` where they are drawn here.
+        **kwargs: See `ZooDataModule`.
+    """
+
+    unannotated = frozenset({"valcl"})
+    shared = (frozenset({"valcl", "valpx"}),)
+
+    def __init__(
+        self,
+        root: str,
+        metadata: str | None = None,
+        fold: int = 0,
+        valpx_per_class: int = 5,
+        min_fraction: float = 0.0,
+        split_seed: int = 0,
+        **kwargs: Any,
+    ) -> None:
+        super().__init__(**kwargs)
+        if fold not in range(FOLDS):
+            raise ValueError(f"fold={fold} does not exist: there are folds 0 to {FOLDS - 1}")
+        if valpx_per_class < 1:
+            raise ValueError(f"valpx_per_class={valpx_per_class} must be >= 1")
+        self.root = Path(root)
+        self.metadata = Path(metadata) if metadata is not None else self.root
+        self.fold = fold
+        self.valpx_per_class = valpx_per_class
+        self.min_fraction = min_fraction
+        self.split_seed = split_seed
+
+    @property
+    def class_names(self) -> list[str]:
+        """Normal (0) and tumor (1)."""
+        return list(CLASSES)
+
+    def read(self) -> Splits:
+        """Read the lists of the fold, or deal the pool into folds."""
+        problems: list[str] = []
+        folder = self.metadata / f"fold-{self.fold}"
+        published = folder.is_dir()
+        if published:
+            names = ["train", "valcl", "test"]
+            names += ["valpx"] * (folder / "valpx").is_dir()
+        else:
+            folder, names = self.metadata, ["train", "test"]
+        splits = {name: self._patches(folder / name, problems) for name in names}
+        if problems:
+            raise DataError(f"CAMELYON16 {self.metadata}", problems)
+        if not published:
+            splits["train"], splits["valcl"] = deal(splits["train"], self.fold, self.split_seed)
+        if "valpx" not in splits:
+            splits["valpx"], _ = draw(splits["valcl"], self.valpx_per_class, self.split_seed)
+        problems = [
+            f"{record.place}: tumor patch {record.image.name} has no mask"
+            for name in ("valpx", "test")
+            for record in splits[name]
+            if record.label == TUMOR and not record.masks
+        ]
+        if problems:
+            raise DataError(f"CAMELYON16 {self.metadata}", problems)
+        return {name: splits[name] for name in ("train", "valcl", "valpx", "test")}
+
+    def _patches(self, folder: Path, problems: list[str]) -> list[Record]:
+        patches = []
+        for record in read_split(folder, self.root, problems, masks=True):
+            if record.label == TUMOR and self.min_fraction:
+                fraction = metastatic_fraction(record.image.name)
+                if fraction is None:
+                    problems.append(f"{record.place}: {record.image.name} states no fraction")
+                elif fraction < self.min_fraction:
+                    continue
+            slide = SLIDE.search(record.image.as_posix())
+            patches.append(
+                replace(
+                    record,
+                    empty_mask=not record.masks and (record.empty_mask or record.label == NORMAL),
+                    group=slide.group().lower() if slide else "",
+                )
+            )
+        return patches
+
+
+def metastatic_fraction(name: str) -> float | None:
+    """Return the last decimal number in [0, 1] of a file name, or None.
+
+    >>> metastatic_fraction("tumor_036_x_12.5_y_7_0.3125.png")
+    0.3125
+    """
+    fractions = [float(text) for text in FRACTION.findall(Path(name).stem)]
+    return next((value for value in reversed(fractions) if value <= 1), None)
+
+
+def deal(records: list[Record], fold: int, seed: int) -> tuple[list[Record], list[Record]]:
+    """Split records into those outside and those in a fold, class by class.
+
+    A class is shuffled and cut into consecutive chunks of `ceil(n / 5)`; the last is the remainder.
+    """
+    inside: set[int] = set()
+    for label in range(len(CLASSES)):
+        indices = [i for i, record in enumerate(records) if record.label == label]
+        random.Random(f"{seed}-{label}").shuffle(indices)
+        size = -(-len(indices) // FOLDS)
+        inside.update(indices[fold * size : (fold + 1) * size])
+    return (
+        [record for i, record in enumerate(records) if i not in inside],
+        [record for i, record in enumerate(records) if i in inside],
+    )
