@@ -137,7 +137,9 @@ def test_other_heads_are_those_of_the_library(head):
 
 
 @pytest.mark.parametrize("mode", [torch.no_grad, torch.inference_mode])
-@pytest.mark.parametrize("cam", [name for name in CAMS if name not in ("cam", "sscam", "iscam")])
+@pytest.mark.parametrize(
+    "cam", [name for name in CAMS if name not in ("cam", "sscam", "iscam", "peak")]
+)
 def test_the_chosen_map_is_read_and_normalised(cam, mode):
     torch.manual_seed(0)
     model = CAMClassifier(num_classes=K, encoder="test_resnet", cam=cam).eval()
@@ -150,6 +152,21 @@ def test_the_chosen_map_is_read_and_normalised(cam, mode):
     torch.testing.assert_close(maps, normalize_map(raw, 64, relu=relu), rtol=1e-3, atol=1e-4)
     assert not maps.requires_grad
     assert all(p.grad is None for p in model.parameters())
+
+
+def test_peaks_are_read_at_the_image():
+    torch.manual_seed(0)
+    model = CAMClassifier(num_classes=K, encoder="test_resnet", head="prm", cam="peak").eval()
+    batch = batch_of()
+    with torch.no_grad():
+        output = model(batch)
+        raw = model.class_map(batch, output, batch["label"])
+    assert raw.shape == (3, 64, 64)
+    torch.testing.assert_close(
+        raw, CAMS["peak"](model.encoder, model.head)(batch["image"], batch["label"])
+    )
+    with pytest.raises(ValueError, match="need a head with peaks"):
+        CAMClassifier(encoder="test_resnet", cam="peak")
 
 
 @pytest.mark.parametrize("layer", [-2, "layer3"])

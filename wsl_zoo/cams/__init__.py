@@ -14,6 +14,7 @@ from wsl_zoo.cams.gradient import (
     XGradCAM,
 )
 from wsl_zoo.cams.normalize import normalize_map
+from wsl_zoo.cams.peak import PeakResponse
 
 __all__ = [
     "CAM",
@@ -28,6 +29,7 @@ __all__ = [
     "GradCAMpp",
     "HiResCAM",
     "LayerCAM",
+    "PeakResponse",
     "ScoreCAM",
     "SmoothGradCAMpp",
     "XGradCAM",

@@ -50,12 +50,14 @@ CAMS: dict[str, type[ClassMap]] = {
     "sscam": cams.SSCAM,
     "iscam": cams.ISCAM,
     "ablationcam": cams.AblationCAM,
+    "peak": cams.PeakResponse,
 }
 
 Head = Literal["gap", "wgap", "max", "lse", "wildcat", "mil", "prm"]
 Map = Literal[
     "cam", "gradcam", "gradcampp", "smooth_gradcampp", "xgradcam", "layercam", "hirescam",
     "elementwise", "eigencam", "eigengradcam", "scorecam", "sscam", "iscam", "ablationcam",
+    "peak",
 ]  # fmt: skip
 
 
@@ -70,7 +72,8 @@ class CAMClassifier(ZooModule):
         cam: Which map is read: "cam" is the head's own, the others see gradients ("gradcam",
             "gradcampp", "smooth_gradcampp", "xgradcam", "layercam", "hirescam", "elementwise",
             "eigencam", "eigengradcam") or scores of masked images ("scorecam", "sscam", "iscam",
-            "ablationcam"); see `wsl_zoo.cams`.
+            "ablationcam"), or the image's part in the peaks of head "prm" ("peak"); see
+            `wsl_zoo.cams`.
         cam_layer: Layer that the map is read at, as `Encoder.split` takes it; -1: the final map.
         cam_args: Arguments of the map, e.g. `{"samples": 8}` of "smooth_gradcampp".
         freeze_encoder: Train the head only.
