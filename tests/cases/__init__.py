@@ -69,6 +69,35 @@ def trainer(folder: Path, **changes: Any) -> Trainer:
     return Trainer(**settings | changes)
 
 
+def learned(
+    method: Callable[..., ZooModule],
+    folder: Path,
+    *,
+    epochs: int = 10,
+    accuracy: float = 0.6,
+    pxap: float = 1.5,
+    **changes: Any,
+) -> dict[str, tuple[float, float]]:
+    """Train a small ResNet on textured scenes for some seconds.
+
+    Returns accuracy with what it must exceed (chance is 0.25), and PxAP with `pxap` times the
+    prevalence.
+    """
+    torch.manual_seed(0)
+    data = SyntheticData(train=400, val=100, test=100, image_size=64, batch_size=16, rotate90=True)
+    settings = {
+        "num_classes": 4, "encoder": "test_resnet", "stride": 16, "optimizer": "adamw",
+        "lr": 3e-3, "weight_decay": 1e-2, "head_lr_factor": 1.0, "schedule": "cosine",
+    }  # fmt: skip
+    model = method(**settings | changes)
+    trainer(folder, max_epochs=epochs, limit_val_batches=0).fit(model, data)
+    values = trainer(folder).validate(model, data, verbose=False)[0]
+    return {
+        "accuracy": (values["val/acc"], accuracy),
+        "PxAP": (values["val/pxap"], pxap * values["val/prevalence"]),
+    }
+
+
 def fill(model: torch.nn.Module) -> None:
     """Give every weight a value that depends on nothing but its position."""
     with torch.no_grad():

@@ -4,7 +4,7 @@ from pathlib import Path
 from typing import Any
 
 from tests.cases import Case
-from tests.cases.tscam import learned
+from tests.cases.tscam import learned_hues
 from wsl_zoo.methods import SAT
 
 
@@ -22,7 +22,7 @@ def learns(folder: Path) -> dict[str, tuple[float, float]]:
         num_classes=4, encoder="test_vit", masked_blocks=6, binary_weight=0.1, lr=1e-3,
         schedule="cosine",
     )  # fmt: skip
-    return learned(model, folder)
+    return learned_hues(model, folder)
 
 
 CASES = {"SAT": Case(arguments, golden=4.6050, learns=learns)}

@@ -3,10 +3,7 @@
 from pathlib import Path
 from typing import Any
 
-import torch
-
-from tests.cases import Case, trainer
-from wsl_zoo.data import SyntheticData
+from tests.cases import Case, learned
 from wsl_zoo.methods import SPG
 
 
@@ -15,22 +12,7 @@ def arguments(folder: Path) -> dict[str, Any]:
 
 
 def learns(folder: Path) -> dict[str, tuple[float, float]]:
-    """Accuracy beats 0.6 (chance 0.25) and PxAP 1.4 times the prevalence."""
-    torch.manual_seed(0)
-    data = SyntheticData(
-        train=400, val=100, test=100, image_size=64, batch_size=16, rotate90=True
-    )  # fmt: skip
-    model = SPG(
-        num_classes=4, encoder="test_resnet", stride=16, optimizer="adamw", lr=3e-3,
-        weight_decay=1e-2, head_lr_factor=1.0, schedule="cosine",
-    )  # fmt: skip
-    run = trainer(folder, max_epochs=10, limit_val_batches=0)
-    run.fit(model, data)
-    values = trainer(folder).validate(model, data, verbose=False)[0]
-    return {
-        "accuracy": (values["val/acc"], 0.6),
-        "PxAP": (values["val/pxap"], 1.4 * values["val/prevalence"]),
-    }
+    return learned(SPG, folder, pxap=1.4)
 
 
 CASES = {"SPG": Case(arguments, golden=8.455, learns=learns)}

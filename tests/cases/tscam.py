@@ -13,7 +13,7 @@ def arguments(folder: Path) -> dict[str, Any]:
     return {"num_classes": 4, "encoder": "test_vit"}
 
 
-def learned(model: ZooModule, folder: Path) -> dict[str, tuple[float, float]]:
+def learned_hues(model: ZooModule, folder: Path) -> dict[str, tuple[float, float]]:
     """Train a few seconds on hues; accuracy against 0.9, PxAP against 1.5 times the prevalence."""
     data = SyntheticData(train=400, val=100, test=100, cue="hue", image_size=128, batch_size=16)
     trainer(folder, max_epochs=8, limit_val_batches=0).fit(model, data)
@@ -27,7 +27,7 @@ def learned(model: ZooModule, folder: Path) -> dict[str, tuple[float, float]]:
 def learns(folder: Path) -> dict[str, tuple[float, float]]:
     """Accuracy beats 0.9 (chance 0.25) and PxAP one and a half times the prevalence."""
     model = TSCAM(num_classes=4, encoder="test_vit", lr=1e-3, schedule="cosine")
-    return learned(model, folder)
+    return learned_hues(model, folder)
 
 
 CASES = {"TSCAM": Case(arguments, golden=1.3871, learns=learns)}
