@@ -368,7 +368,7 @@ def test_a_folder_of_runs_is_drawn(kinds, curves, tmp_path, figures):
             job = {"cells": {"method": method, "seed": seed}}
             (folder / reports.JOB).write_text(json.dumps(job))
     figures.clear()
-    written = reports.write_plots(tmp_path)
+    written = reports.write_plots(tmp_path, reports.collect(tmp_path))
     assert [path.name for path in written] == ["selection_test.png", "sensitivity_test.png"]
     selection, sensitivity = (figure.axes[0] for figure in figures)
     center = 45 if "pixels" in kinds else 55

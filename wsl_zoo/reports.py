@@ -108,20 +108,27 @@ def collect(root: Path) -> pd.DataFrame:
     import pandas as pd
 
     rows = []
-    for path in sorted(root.rglob(RESULTS)):
-        job_file = path.parent / JOB
-        job = json.loads(job_file.read_text(encoding="utf-8")) if job_file.is_file() else {}
-        name = path.parent.relative_to(root).as_posix()
+    for folder, job in _runs(root, RESULTS):
+        name = folder.relative_to(root).as_posix()
         cells = job.get("cells", {"method": root.resolve().name if name == "." else name})
         rows += [
             {**cells, "checkpoint": row["checkpoint"], **row["metrics"]}
-            for row in read_results(path.parent)
+            for row in read_results(folder)
         ]
     if not rows:
         raise FileNotFoundError(
             f"no {RESULTS} below {root}: run `wsl-zoo test` or `wsl-zoo run` first"
         )
     return pd.DataFrame(rows)
+
+
+def _runs(root: Path, file: str) -> list[tuple[Path, dict[str, Any]]]:
+    """Folders below one that hold a file, with their jobs, methods as in the pipeline's file."""
+    runs = []
+    for folder in sorted(path.parent for path in root.rglob(file)):
+        path = folder / JOB
+        runs.append((folder, json.loads(path.read_text("utf-8")) if path.is_file() else {}))
+    return sorted(runs, key=lambda run: run[1].get("order", 0))
 
 
 def summarize(frame: pd.DataFrame, over: Sequence[str] = ("seed", "fold")) -> pd.DataFrame:
@@ -153,24 +160,29 @@ def to_markdown(frame: pd.DataFrame) -> str:
     return "\n".join(lines) + "\n"
 
 
-def write_tables(root: Path) -> tuple[Path, Path]:
-    """Write `results.csv` (every run) and `summary.md` (mean ± sd) into a folder of runs."""
-    frame = collect(root)
+def write_tables(root: Path, frame: pd.DataFrame, means: pd.DataFrame) -> tuple[Path, Path]:
+    """Write `results.csv`, of `collect`, and `summary.md`, of `summarize`, into `root`."""
     table = root / "results.csv"
     frame.to_csv(table, index=False, quoting=csv.QUOTE_MINIMAL)
     summary = root / "summary.md"
-    summary.write_text(to_markdown(summarize(frame)), encoding="utf-8")
+    summary.write_text(to_markdown(means), encoding="utf-8")
     return table, summary
 
 
-def write_plots(root: Path) -> list[Path]:
+def write_plots(root: Path, frame: pd.DataFrame) -> list[Path]:
     """Draw, for a folder of runs, what thresholds and checkpoints are worth, per test split.
 
     `selection_<split>.png`: PxAP (else MaxBoxAccV2) of each checkpoint, by method.
     `sensitivity_<split>.png`: foreground Dice (else BoxAcc of all contours at IoU 0.5) over the map
     threshold, by method, the mean of its runs at `best_loc`.
+
+    Args:
+        root: The folder, also of the plots.
+        frame: Its results, of `collect`.
+
+    Returns:
+        The files.
     """
-    frame = collect(root)
     written = []
     for split in dict.fromkeys(c.partition("/")[0] for c in frame.columns if "/" in c):
         for metric, kind, column, y in (
@@ -205,11 +217,10 @@ def _mean_curves(root: Path, file: str, column: str) -> dict[str, tuple[Any, Any
     import pandas as pd
 
     found: dict[str, list[pd.DataFrame]] = {}
-    for job_file in sorted(root.rglob(JOB)):
-        path = job_file.parent / "curves" / file
+    for folder, job in _runs(root, JOB):
+        path = folder / "curves" / file
         if path.is_file():
-            method = json.loads(job_file.read_text(encoding="utf-8"))["cells"]["method"]
-            found.setdefault(method, []).append(pd.read_csv(path))
+            found.setdefault(job["cells"]["method"], []).append(pd.read_csv(path))
     return {
         method: (
             curves[0]["threshold"].to_numpy(),
@@ -252,11 +263,13 @@ def summary_tables(frame: pd.DataFrame, width: int) -> list[Table]:
 
 def print_summary(root: Path) -> None:
     """Write tables and plots of a folder of runs and print the summary."""
-    table, summary = write_tables(root)
-    drawn = write_plots(root)
+    frame = collect(root)
+    means = summarize(frame)
+    table, summary = write_tables(root, frame, means)
+    drawn = write_plots(root, frame)
     console = Console()
     console.print("Mean ± standard deviation, %")
-    for part in summary_tables(summarize(collect(root)), console.width):
+    for part in summary_tables(means, console.width):
         console.print(part)
     print(f"written: {', '.join(map(str, (table, summary, *drawn)))}")
 

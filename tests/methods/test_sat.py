@@ -4,24 +4,13 @@ import pytest
 import torch
 from torch.nn import functional as F
 
+from tests.methods.vits import K, batch_of, uneven
 from wsl_zoo.methods import SAT
 from wsl_zoo.types import Output
 
-K = 4
-
 
 def model_of(**changes):
-    torch.manual_seed(0)
-    model = SAT(num_classes=K, encoder="test_vit", **changes).eval()
-    for parameter in model.parameters():
-        if parameter.ndim >= 2:
-            parameter.data *= 6
-    return model
-
-
-def batch_of(size=(48, 64), count=3):
-    image = torch.randn(count, 3, *size, generator=torch.Generator().manual_seed(1))
-    return {"image": image, "label": torch.tensor([3, 0, 2])[:count], "index": torch.arange(count)}
+    return uneven(SAT, **changes).eval()
 
 
 def by_hand(model, image, masked):

@@ -3,26 +3,15 @@
 import pytest
 import torch
 
+from tests.methods.vits import K, batch_of, uneven
 from wsl_zoo.encoders.attention import read_attention
 from wsl_zoo.methods import SCM, TSCAM
 from wsl_zoo.methods.scm import DiffusionBlock, grid_laplacian, newton_schulz, soft_shrink
 from wsl_zoo.methods.tscam import token_attention
 
-K = 4
-
 
 def model_of(**changes):
-    torch.manual_seed(0)
-    model = SCM(num_classes=K, encoder="test_vit", **changes)
-    for parameter in model.parameters():
-        if parameter.ndim >= 2:
-            parameter.data *= 6
-    return model
-
-
-def batch_of(size=(48, 64), count=3):
-    image = torch.randn(count, 3, *size, generator=torch.Generator().manual_seed(1))
-    return {"image": image, "label": torch.tensor([3, 0, 2])[:count], "index": torch.arange(count)}
+    return uneven(SCM, **changes)
 
 
 def truncated_inverse(s):

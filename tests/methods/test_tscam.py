@@ -4,29 +4,18 @@ import pytest
 import torch
 from torch.nn import functional as F
 
+from tests.methods.vits import K, batch_of, uneven
 from wsl_zoo.methods import TSCAM, CAMClassifier
 
-K = 4
 
-
-def model_of(encoder="test_vit", **changes):
-    torch.manual_seed(0)
-    model = TSCAM(num_classes=K, encoder=encoder, **changes).eval()
-    for parameter in model.parameters():  # away from the near-uniform attention of a fresh net
-        if parameter.ndim >= 2:
-            parameter.data *= 6
-    return model
-
-
-def batch_of(size=(48, 64), count=3):
-    image = torch.randn(count, 3, *size, generator=torch.Generator().manual_seed(1))
-    return {"image": image, "label": torch.tensor([3, 0, 2])[:count], "index": torch.arange(count)}
+def model_of(**changes):
+    return uneven(TSCAM, **changes).eval()
 
 
 @pytest.mark.parametrize("encoder", ["test_vit", "deit_tiny_patch16_224"])
 @torch.no_grad()
 def test_the_map_is_attention_times_semantics(encoder):
-    model, batch = model_of(encoder), batch_of()
+    model, batch = model_of(encoder=encoder), batch_of()
     output = model(batch)
     seen = []
     for block in model.encoder.model.blocks:

@@ -129,6 +129,24 @@ class ClassMap(ABC):
         """
 
 
+class ImageMap(ClassMap):
+    """Base of maps for which `read` runs the network on other images; see `ClassMap`."""
+
+    reads_image: ClassVar[bool] = True
+
+    @abstractmethod
+    def read(self, image: Tensor, target: Tensor) -> Tensor:
+        """Raw maps `(B, h, w)`; runs without gradients, in eval mode."""
+
+    def from_features(self, activation: Tensor, rest: Rest, target: Tensor) -> Tensor:
+        """Not possible.
+
+        Raises:
+            ValueError: Always; the map is made of what other images give.
+        """
+        raise ValueError(f"{type(self).__name__} needs the images: call it with them.")
+
+
 class CAM(ClassMap):
     """Class activation map: the target's row of the head's weights times the final map.
 

@@ -28,6 +28,7 @@ from torch.nn import functional as F
 
 from wsl_zoo.cams.activation import (
     ClassMap,
+    ImageMap,
     Rest,
     SplitEncoder,
     apart,
@@ -38,7 +39,7 @@ from wsl_zoo.cams.activation import (
 from wsl_zoo.cams.normalize import normalize_map
 
 
-class ScoreCAM(ClassMap):
+class ScoreCAM(ImageMap):
     """Weight of a channel: the score of the image seen through it. C forward passes per image.
 
     A constant channel is an empty mask.
@@ -56,7 +57,6 @@ class ScoreCAM(ClassMap):
     """
 
     relu: ClassVar[bool] = True
-    reads_image: ClassVar[bool] = True
 
     def __init__(
         self,
@@ -114,14 +114,6 @@ class ScoreCAM(ClassMap):
     def perturbed(self, mask: Tensor) -> Iterator[Tensor]:
         """The masks `(n, 1, H, W)` whose scores are averaged."""
         yield mask
-
-    def from_features(self, activation: Tensor, rest: Rest, target: Tensor) -> Tensor:
-        """Not possible.
-
-        Raises:
-            ValueError: Always; the scores are those of other images.
-        """
-        raise ValueError(f"{type(self).__name__} needs the images: call it with them.")
 
 
 class SSCAM(ScoreCAM):

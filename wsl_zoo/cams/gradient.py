@@ -33,6 +33,7 @@ from torch import Tensor, nn
 
 from wsl_zoo.cams.activation import (
     ClassMap,
+    ImageMap,
     Rest,
     SplitEncoder,
     apart,
@@ -115,7 +116,7 @@ class GradCAMpp(GradientMap):
         return _divide(positive, 2 + positive * total).sum(dim=(2, 3), keepdim=True)
 
 
-class SmoothGradCAMpp(ClassMap):
+class SmoothGradCAMpp(ImageMap):
     """GradCAM++ with gradients of noisy images; A is that of the clean one.
 
     a = mean_i(g_i^2) / (2 mean_i(g_i^2) + mean_i(g_i^3) S) over images x + N(0, sigma^2). Every
@@ -136,7 +137,6 @@ class SmoothGradCAMpp(ClassMap):
     """
 
     relu: ClassVar[bool] = True
-    reads_image: ClassVar[bool] = True
 
     def __init__(
         self,
@@ -177,14 +177,6 @@ class SmoothGradCAMpp(ClassMap):
             total = activation.sum(dim=(2, 3), keepdim=True)
             alpha = _divide(squares, 2 * squares + cubes * total)
             return weighted_sum((alpha * positive).sum(dim=(2, 3)), activation)
-
-    def from_features(self, activation: Tensor, rest: Rest, target: Tensor) -> Tensor:
-        """Not possible.
-
-        Raises:
-            ValueError: Always; the gradients are those of other images.
-        """
-        raise ValueError("SmoothGradCAMpp needs the images: call it with them.")
 
 
 class XGradCAM(GradientMap):

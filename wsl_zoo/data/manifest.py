@@ -268,13 +268,19 @@ def validate(
     records = {
         (r.image, r.masks, r.ignore): r for records in splits.values() for r in records
     }.values()
-    if verify == "auto":
-        verify = "decode" if len(records) <= DECODED else "header"
+    verify = decided(verify, len(records))
     with ThreadPoolExecutor(max_workers=8) as pool:
         for found in pool.map(lambda record: _file_problems(record, verify), records):
             problems += found
     if problems:
         raise DataError(what, problems)
+
+
+def decided(verify: Verify, images: int) -> Verify:
+    """Return what "auto" means for a number of images; the others as they are."""
+    if verify != "auto":
+        return verify
+    return "decode" if images <= DECODED else "header"
 
 
 def _split_problems(
@@ -331,20 +337,26 @@ def _file_problems(record: Record, verify: Verify) -> list[str]:
     size = sizes.get(record.image)
     if size is None:
         return problems
-    width, height = size
     problems += [
         f"{_place(record)}: mask {path.name} is {sizes[path][0]}x{sizes[path][1]} pixels, "
-        f"its image {record.image.name} is {width}x{height}"
+        f"its image {record.image.name} is {size[0]}x{size[1]}"
         for path in masks
         if path in sizes and sizes[path] != size
     ]
-    problems += [
-        f"{_place(record)}: box {box} leaves its image {record.image.name} of "
-        f"{width}x{height} pixels"
-        for box in record.boxes or ()
+    boxes = [(_place(record), box) for box in record.boxes or ()]
+    return problems + boxes_outside(boxes, record.image, size)
+
+
+def boxes_outside(
+    boxes: Iterable[tuple[str, Box]], image: Path, size: tuple[int, int]
+) -> list[str]:
+    """Name every box, given with its place, that leaves its image of `size` (width, height)."""
+    width, height = size
+    return [
+        f"{place}: box {box} leaves its image {image.name} of {width}x{height} pixels"
+        for place, box in boxes
         if min(box) < -ROUNDING or box[2] > width + ROUNDING or box[3] > height + ROUNDING
     ]
-    return problems
 
 
 def _place(record: Record) -> str:

@@ -26,6 +26,7 @@ from __future__ import annotations
 import random
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 from posixpath import normpath
@@ -34,11 +35,11 @@ from pytorch_lightning.utilities import rank_zero_warn
 
 from wsl_zoo.data.manifest import (
     INTEGER,
-    ROUNDING,
     SHOWN_PROBLEMS,
     Box,
     DataError,
     Record,
+    boxes_outside,
     parse_boxes,
     read_size,
     suggestion,
@@ -323,7 +324,11 @@ def annotate(
     listed = [name for name in records if name in boxes]
     if sizes:
         for name in listed:
-            problems += _outside(path, records[name], boxes[name])
+            places = [(f"{path}, line {line}", box) for line, box in boxes[name]]
+            image = records[name].image
+            # What cannot be read is named by the check of the data set itself.
+            with suppress(DataError):
+                problems += boxes_outside(places, image, read_size(image))
     if not listed:
         like = f"; their paths are like {next(iter(records))!r}" if records else ""
         problems.insert(0, f"{path} has no box of any validation image{like}")
@@ -345,16 +350,3 @@ def annotate(
         )
         for name in listed
     ]
-
-
-def _outside(path: Path, record: Record, boxes: Sequence[tuple[int, Box]]) -> Iterator[str]:
-    try:
-        width, height = read_size(record.image)
-    except DataError:
-        return  # the check of the data set itself names it
-    for line, box in boxes:
-        if min(box) < -ROUNDING or box[2] > width + ROUNDING or box[3] > height + ROUNDING:
-            yield (
-                f"{path}, line {line}: box {box} leaves its image {record.image.name} of "
-                f"{width}x{height} pixels"
-            )

@@ -21,11 +21,11 @@ import numpy as np
 
 from wsl_zoo.data.dataset import RecordSource, Source
 from wsl_zoo.data.manifest import (
-    DECODED,
     DataError,
     Record,
     Splits,
     Verify,
+    decided,
     read_mask,
     read_size,
 )
@@ -60,10 +60,8 @@ class OpenImagesData(WSOLData):
             for split, records in splits.items()
         }
         problems = super().file_problems(images)
-        verify = self.verify
-        if verify == "auto":
-            verify = "decode" if sum(map(len, splits.values())) <= DECODED else "header"
         records = [r for split in splits.values() for r in split]
+        verify = decided(self.verify, len(records))
         with ThreadPoolExecutor(max_workers=8) as pool:
             for found in pool.map(lambda r: list(mask_problems(r, verify)), records):
                 problems += found

@@ -81,6 +81,15 @@ def trunk_names(model: nn.Module) -> tuple[str, ...]:
     return TRUNKS.get(family(model) or "", ())
 
 
+def vgg_poolings(model: Any) -> list[int]:
+    """Indices in a VGG's `features` of its poolings, whether or not `undilate` took them out."""
+    return [
+        int(key)
+        for key, layer in model.features.named_children()
+        if isinstance(layer, nn.MaxPool2d | nn.Identity)  # an identity takes a pooling's place
+    ]
+
+
 def chain(model: nn.Module, names: Iterable[str] | None = None) -> list[Step]:
     """The trunk as named steps; applying all of them in order is timm's `forward_features`.
 

@@ -106,12 +106,7 @@ def positions(encoder: Encoder) -> list[str]:
     if family == "ResNet":
         names = ["layer3.0", "layer4.0", f"layer4.{len(model.layer4) - 1}"]
     elif family == "VGG":
-        # Poolings that the encoder's stride leaves out stand there as identities.
-        pools = [
-            int(key)
-            for key, layer in model.features.named_children()
-            if isinstance(layer, nn.MaxPool2d | nn.Identity)
-        ]
+        pools = surgery.vgg_poolings(model)
         names = [f"features.{i}" for i in (pools[2], pools[3] - 1, pools[4] - 1)]
     elif family == "InceptionV3":
         names = ["Mixed_5d", "Mixed_6e", surgery.trunk_names(model)[-1]]

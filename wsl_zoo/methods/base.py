@@ -8,7 +8,7 @@ it, `param_groups`, `frozen`, `prepare_batch`, `refresh`. Everything else stands
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any, ClassVar, Literal
 
@@ -168,27 +168,27 @@ class ZooModule(Evaluated, ABC):
     def localize(self, batch: Batch, output: Output, target: Target = "label") -> Tensor:
         """Return the maps of the target classes, (B, H, W) in [0, 1], at the size of the image.
 
-        This is the one place where a map is activated and normalised; here: min-max per image.
+        This is the one place where a map is activated and normalised: min-max per image.
         """
         index = self.target_index(batch, output, target)
-        maps = self.class_map(batch, output, index)
-        return self.normalize(maps, batch["image"].shape[-2:])
+        return normalize_map(
+            self.class_map(batch, output, index),
+            size=batch["image"].shape[-2:],
+            order=self.hparams["norm_order"],
+            interpolation=self.hparams["interpolation"],
+            relu=self.drops_negative,
+        )
+
+    @property
+    def drops_negative(self) -> bool:
+        """Whether negative scores of a map are set to zero before it is normalised."""
+        return False
 
     def class_map(self, batch: Batch, output: Output, index: Tensor) -> Tensor:
         """Return the raw maps (B, h, w) of the classes `index` (B,)."""
         if output.map is None:
             raise ValueError(f"{type(self).__name__}.forward returned no map to localise with")
         return output.map[torch.arange(len(index), device=index.device), index]
-
-    def normalize(self, maps: Tensor, size: Sequence[int], relu: bool = False) -> Tensor:
-        """Bring raw maps (B, h, w) to `size` and [0, 1] in the chosen order."""
-        return normalize_map(
-            maps,
-            size=size,
-            order=self.hparams["norm_order"],
-            interpolation=self.hparams["interpolation"],
-            relu=relu,
-        )
 
     # Training ----------------------------------------------------------------------------------
 

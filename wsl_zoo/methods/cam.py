@@ -13,7 +13,7 @@ Deviations: no background row. The published code can carry one (`support_backgr
 reads the map of class y from row y instead of y + 1; here class k is row k.
 """
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from typing import Any, Literal
 
 import torch
@@ -24,7 +24,7 @@ from wsl_zoo import cams, heads
 from wsl_zoo.cams import ClassMap
 from wsl_zoo.heads import PoolingHead
 from wsl_zoo.methods.base import ZooModule
-from wsl_zoo.types import Batch, Output, Target
+from wsl_zoo.types import Batch, Output
 
 HEADS: dict[str, type[PoolingHead]] = {
     "gap": heads.GAP,
@@ -97,18 +97,23 @@ class CAMClassifier(ZooModule):
         super().__init__(**kwargs)
         if cache_features and not freeze_encoder:
             raise ValueError("cache_features=True needs freeze_encoder=True")
-        if head not in HEADS:
-            raise ValueError(f"head={head!r} must be one of {', '.join(HEADS)}")
-        if cam not in CAMS:
-            raise ValueError(f"cam={cam!r} must be one of {', '.join(CAMS)}")
-        self.head = _build(
-            "head", HEADS[head], head_args, self.encoder.final_channels, self.num_classes
+        self.head = build(
+            "head", HEADS, head, head_args, self.encoder.final_channels, self.num_classes
         )
-        self.class_maps: ClassMap = _build(
-            "cam", CAMS[cam], cam_args, self.encoder, self.head, cam_layer
-        )
-
+        self.read_map(cam, cam_layer, cam_args)
         self._features: dict[tuple[str, int, int], Tensor] = {}
+
+    def read_map(
+        self, cam: Map, layer: int | str = -1, cam_args: dict[str, Any] | None = None
+    ) -> None:
+        """Read another map from now on; arguments as of the constructor.
+
+        Raises:
+            ValueError: There is no such map, or it takes no such arguments.
+        """
+        self.class_maps: ClassMap = build(
+            "cam", CAMS, cam, cam_args, self.encoder, self.head, layer
+        )
 
     def setup(self, stage: str) -> None:
         """Refuse to keep the features of images that change."""
@@ -152,11 +157,10 @@ class CAMClassifier(ZooModule):
         assert output.logits is not None
         return {"ce": F.cross_entropy(output.logits, batch["label"])}
 
-    def localize(self, batch: Batch, output: Output, target: Target = "label") -> Tensor:
-        """Return the chosen map of the target classes, normalised, (B, H, W) in [0, 1]."""
-        index = self.target_index(batch, output, target)
-        maps = self.class_map(batch, output, index)
-        return self.normalize(maps, batch["image"].shape[-2:], relu=self.class_maps.relu)
+    @property
+    def drops_negative(self) -> bool:
+        """Whether the papers of the chosen map set its negative scores to zero."""
+        return self.class_maps.relu
 
     def class_map(self, batch: Batch, output: Output, index: Tensor) -> Tensor:
         """Return the raw maps (B, h, w) of the classes `index` (B,)."""
@@ -168,9 +172,17 @@ class CAMClassifier(ZooModule):
         return self.class_maps(batch["image"], index)
 
 
-def _build(what: str, kind: Any, options: dict[str, Any] | None, *args: Any) -> Any:
-    """Make a head or a map; name the option that is wrong."""
+def build(
+    what: str, kinds: Mapping[str, Any], name: str, options: dict[str, Any] | None, *args: Any
+) -> Any:
+    """Make one of `kinds` by its name with `options` after `args`.
+
+    Raises:
+        ValueError: There is no such name or no such option; says which there are.
+    """
+    if name not in kinds:
+        raise ValueError(f"{what}={name!r} must be one of {', '.join(kinds)}")
     try:
-        return kind(*args, **(options or {}))
+        return kinds[name](*args, **(options or {}))
     except TypeError as error:
-        raise ValueError(f"{what}_args={options} of {kind.__name__}: {error}") from error
+        raise ValueError(f"{what}_args={options} of {kinds[name].__name__}: {error}") from error

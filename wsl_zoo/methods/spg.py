@@ -170,12 +170,7 @@ def inner_maps(encoder: Encoder) -> tuple[list[str], list[int]]:
     if family == "ResNet" and len(model.layer3) > 1:
         return ["layer3.0", f"layer3.{len(model.layer3) - 1}"], [encoder.channels[-2]] * 2
     if family == "VGG":
-        # Poolings that the encoder's stride leaves out stand there as identities.
-        pools = [
-            int(key)
-            for key, layer in model.features.named_children()
-            if isinstance(layer, nn.MaxPool2d | nn.Identity)
-        ]
+        pools = surgery.vgg_poolings(model)
         return [f"features.{i - 1}" for i in pools[3:5]], [model.num_features] * 2
     if len(encoder.channels) < 3:
         raise ValueError(f"{encoder.name} has {len(encoder.channels)} levels, SPG needs three")

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 import torch
@@ -164,8 +164,7 @@ class SplitMetrics(nn.Module):
     def compute(self) -> tuple[dict[str, Tensor], Thresholds]:
         """Return the values by name, and the best map thresholds. All processes must call this."""
         values: dict[str, Tensor] = {}
-        pixels, boxes = math.nan, (math.nan,)
-        largest = math.nan
+        best = Thresholds()
         if "classification" in self._seen:
             values |= self.classification.compute()
         if "boxes" in self._seen:
@@ -175,16 +174,15 @@ class SplitMetrics(nn.Module):
                     for k, value in self._localization(name).topk_accuracy().items():
                         values[f"top{k}_loc{suffix}"] = value
             largest = self._localization("maxboxacc").best_threshold().item()
-            boxes = tuple(self._localization("maxboxacc_v2").best_threshold().tolist())
+            several = tuple(self._localization("maxboxacc_v2").best_threshold().tolist())
+            if not math.isnan(largest):  # some image has a box
+                best = replace(best, largest=largest, all=several)
         if "pixels" in self._seen:
             values |= self.pixels.compute()
             pixels = self._curve().best_threshold()
-        thresholds = Thresholds(
-            pixels=None if math.isnan(pixels) else pixels,
-            largest=None if math.isnan(largest) else largest,
-            all=None if math.isnan(boxes[0]) else boxes,
-        )
-        return {k: v for k, v in values.items() if not torch.isnan(v)}, thresholds
+            if not math.isnan(pixels):  # some pixel is foreground
+                best = replace(best, pixels=pixels)
+        return {k: v for k, v in values.items() if not torch.isnan(v)}, best
 
     def curves(self) -> dict[str, dict[str, Tensor]]:
         """Return the curves over map thresholds: "pixels", and of boxes "largest" and "all".
