@@ -1,7 +1,18 @@
 """Heads: what turns the features of an encoder into logits and maps."""
 
+from wsl_zoo.heads.decoder import UNetDecoder
 from wsl_zoo.heads.mil import AttentionMIL
 from wsl_zoo.heads.peaks import PRM
 from wsl_zoo.heads.pooling import GAP, WGAP, WILDCAT, LogSumExp, MaxPool, PoolingHead
 
-__all__ = ["GAP", "PRM", "WGAP", "WILDCAT", "AttentionMIL", "LogSumExp", "MaxPool", "PoolingHead"]
+__all__ = [
+    "GAP",
+    "PRM",
+    "WGAP",
+    "WILDCAT",
+    "AttentionMIL",
+    "LogSumExp",
+    "MaxPool",
+    "PoolingHead",
+    "UNetDecoder",
+]
