@@ -513,16 +513,6 @@ def test_test_and_validate_from_elsewhere(trained, checkpoint, capsys):
     assert list(Path().iterdir()) == []
 
 
-def test_demo(capsys):
-    status, out, _ = run(["demo", *TINY], capsys)
-    assert status == 0
-    assert "best_cl" in out
-    assert "best_loc" in out
-    pictures = [Path(line.strip()) for line in out.splitlines() if line.strip().endswith(".png")]
-    assert [path.name for path in pictures] == ["test_best_cl.png", "test_best_loc.png"]
-    assert all(path.is_file() for path in pictures)
-
-
 # Selection by pseudo-boxes -----------------------------------------------------------------------
 
 SIDE = 64

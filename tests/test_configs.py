@@ -9,6 +9,7 @@ import yaml
 
 import wsl_zoo.data
 import wsl_zoo.methods
+from tests.cases.stages import filled_classifier
 from wsl_zoo import catalogue
 from wsl_zoo.cli import run_trainer
 
@@ -64,7 +65,14 @@ def tiny_config(name: str, folder: Path) -> Path:
     data = {"train": 8, "val": 8, "test": 8, "image_size": 48, "batch_size": 4}
     augment = {"hflip", "vflip", "rotate90", "color_jitter", "cache"}
     data |= {k: v for k, v in config["data"]["init_args"].items() if k in augment}
+    data["negatives"] = bool(model.get("negatives"))
     config["data"] = {"class_path": "wsl_zoo.data.SyntheticData", "init_args": data}
+    if "classifier" in model:
+        names = wsl_zoo.data.SyntheticData(**data).class_names
+        settings = {key: model[key] for key in ("encoder", "mean", "std") if key in model}
+        model["classifier"] = model["seeder"] = filled_classifier(
+            folder, stride=None, num_classes=len(names), class_names=names, **settings
+        )
     path = folder / "tiny.yaml"
     path.write_text(yaml.safe_dump(config), encoding="utf-8")
     return path

@@ -15,15 +15,15 @@ PACKAGE = Path(__file__).resolve().parents[1] / "wsl_zoo"
 MIDDLE = {"data", "encoders", "heads", "cams", "networks", "losses", "metrics"}
 OUTER = {
     "protocols",
+    "jobs",
     "callbacks",
     "reports",
     "plots",
     "export",
     "hub",
-    "checkpoints",
 }  # cli is above
 INNER = {"types"} | MIDDLE
-BELOW_CLI = INNER | {"schedules", "prediction", "methods", "pictures"} | OUTER
+BELOW_CLI = INNER | {"schedules", "prediction", "checkpoints", "methods", "pictures"} | OUTER
 
 # Part of the package -> the parts that it may import besides itself and `catalogue`.
 ALLOWED: dict[str, set[str]] = {
@@ -34,22 +34,30 @@ ALLOWED: dict[str, set[str]] = {
     "pictures": {"types", "metrics"},
     "schedules": set(),
     "prediction": INNER,
-    "methods": INNER | {"prediction", "schedules"},
+    "checkpoints": set(),
+    "methods": INNER | {"prediction", "schedules", "checkpoints"},
     **{part: BELOW_CLI for part in OUTER},
     "arguments": BELOW_CLI,
     "cli": BELOW_CLI | {"arguments"},
+    "demo": BELOW_CLI | {"arguments", "cli"},
     "__init__": BELOW_CLI | {"arguments", "cli"},
-    "__main__": BELOW_CLI | {"arguments", "cli", "__init__"},
+    "__main__": BELOW_CLI | {"arguments", "cli", "demo", "__init__"},
 }
-MAY_DRAW = {"callbacks", "reports", "cli", "methods/base.py"}  # who may import `pictures`
+MAY_DRAW = {"callbacks", "reports", "demo", "methods/base.py"}  # who may import `pictures`
 
 EXTRAS = {"open_clip", "spandrel", "av", "tiffslide", "onnx", "onnxruntime", "optuna"}
 HEAVY = {"torch", "torchvision", "pytorch_lightning", "torchmetrics", "timm", "albumentations"}
 
 
 def imported(path: Path, package: Path) -> Iterator[tuple[int, str, bool]]:
-    """Line, dotted name and whether it runs at import, for every import statement of a file."""
+    """Line, dotted name and whether it runs at import, for every import that ever runs."""
     tree = ast.parse(path.read_text(encoding="utf-8"), str(path))
+    typing = {
+        id(node)
+        for block in ast.walk(tree)
+        if isinstance(block, ast.If) and ast.unparse(block.test) == "TYPE_CHECKING"
+        for node in ast.walk(block)
+    }
     lazy = {
         id(node)
         for function in ast.walk(tree)
@@ -57,6 +65,8 @@ def imported(path: Path, package: Path) -> Iterator[tuple[int, str, bool]]:
         for node in ast.walk(function)
     }
     for node in ast.walk(tree):
+        if id(node) in typing:
+            continue
         if isinstance(node, ast.Import):
             names = [alias.name for alias in node.names]
         elif isinstance(node, ast.ImportFrom):

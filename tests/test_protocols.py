@@ -1,3 +1,5 @@
+"""Pipelines: what a file asks for, and what `wsl-zoo run` makes of it. Runs have a stand-in."""
+
 import json
 import os
 import signal
@@ -7,10 +9,13 @@ import time
 from pathlib import Path
 
 import pytest
+import torch
 import yaml
 
-from wsl_zoo import protocols, reports
+from wsl_zoo import catalogue, jobs, protocols, reports
 from wsl_zoo.__main__ import main
+
+ROOT = Path(__file__).resolve().parents[1]
 
 
 def write_grid(folder: Path, **changes) -> Path:
@@ -20,8 +25,25 @@ def write_grid(folder: Path, **changes) -> Path:
         "methods": {"CAM": {}, "GAP": {"model.head": "gap", "data.color_jitter": [0.1, 0.2]}},
     }  # fmt: skip
     path = folder / "grid.yaml"
-    path.write_text(yaml.safe_dump({k: v for k, v in (grid | changes).items() if v is not None}))
+    merged = {k: v for k, v in (grid | changes).items() if v is not None}
+    path.write_text(yaml.safe_dump(merged, sort_keys=False))
     return path
+
+
+STAGES = {
+    "F-CAM": {
+        "config": "fcam/synthetic", "test": ["best_loc"],
+        "model.classifier": "{CAM:best_cl}", "model.seeder": "{CAM:best_loc}",
+    },
+    "GAP": {"model.head": "gap"},
+    "NEGEV": {"config": "negev/synthetic", "model.classifier": "{CAM:best_cl}"},
+    "CAM": {"test": []},
+}  # fmt: skip
+
+
+def write_stages(folder: Path, **changes) -> Path:
+    """Two second stages of one first stage, which stands last in the file."""
+    return write_grid(folder, **{"folds": None, "methods": STAGES, **changes})
 
 
 def value_after(option, command):
@@ -31,37 +53,52 @@ def value_after(option, command):
 class Launcher:
     """Stands for `fit` in a process of its own: writes what a finished run leaves."""
 
-    def __init__(self, fails=()):
+    def __init__(self):
         self.commands = []
-        self.fails = set(fails)
+        self.fails = set()
+        self.keeps = ("best_cl", "best_loc", "last")
+        self.content = "weights"
 
     def __call__(self, command, log):
         self.commands.append(list(command))
         folder = Path(value_after("--run_dir", command))
         assert folder == log.parent
         (folder / "checkpoints").mkdir(exist_ok=True)
-        (folder / "checkpoints" / "last.ckpt").touch()
-        if folder.relative_to(folder.parents[2]).as_posix() in self.fails:
+        last = folder / "checkpoints" / "last.ckpt"
+        last.touch()
+        if self.names()[-1] in self.fails:
             log.write_text("loading\nout of memory\n")
             return 1
-        seed, fold = (int(value_after(f"--{k}", command)) for k in ("seed_everything", "data.fold"))
+        last.unlink()
+        for name in self.keeps:
+            text = f"{name} of {folder.name}: {self.content}"
+            (folder / "checkpoints" / f"{name}.ckpt").write_text(text)
+        seed, fold = (
+            int(value_after(f"--{k}", command) or 0) for k in ("seed_everything", "data.fold")
+        )
         metrics = {"test/acc": 0.5 + 0.1 * seed + 0.01 * fold}
-        reports.append_result(folder, {"checkpoint": "best_cl", "metrics": metrics})
+        for name in json.loads(value_after("--then_test", command)):
+            reports.append_result(folder, {"checkpoint": name, "metrics": metrics})
         return 0
+
+    def names(self):
+        """`METHOD/seed0` of every run so far."""
+        folders = [Path(value_after("--run_dir", command)) for command in self.commands]
+        return ["/".join(f.parts[f.parts.index("out") + 1 :]) for f in folders]
 
 
 @pytest.fixture
 def launcher(monkeypatch):
     stand_in = Launcher()
-    monkeypatch.setattr(protocols, "launch", stand_in)
+    monkeypatch.setattr(jobs, "launch", stand_in)
     return stand_in
 
 
 def test_a_grid_is_the_product_of_methods_folds_and_seeds(tmp_path):
-    jobs = protocols.read_grid(write_grid(tmp_path), ["--data.root", "my data"])
-    assert len(jobs) == 2 * 2 * 3
-    assert len({job.folder for job in jobs}) == len(jobs)
-    for job in jobs:
+    runs = protocols.read_pipeline(write_grid(tmp_path), ["--data.root", "my data"])
+    assert len(runs) == 2 * 2 * 3
+    assert len({job.folder for job in runs}) == len(runs)
+    for job in runs:
         assert job.root == tmp_path / "out"
         assert job.folder == job.root / job.cells["method"] / (
             f"seed{job.cells['seed']}/fold{job.cells['fold']}"
@@ -74,7 +111,7 @@ def test_a_grid_is_the_product_of_methods_folds_and_seeds(tmp_path):
             "gap" if job.cells["method"] == "GAP" else None
         )
         assert job.args[-2:] == ["--data.root", "my data"]
-    jitter = value_after("--data.color_jitter", jobs[-1].args)
+    jitter = value_after("--data.color_jitter", runs[-1].args)
     assert json.loads(jitter) == [0.1, 0.2]
 
 
@@ -83,7 +120,7 @@ def test_a_grid_that_selects_by_pseudo_boxes(tmp_path):
     path = write_grid(
         tmp_path, test=["best_loc_clip", "best_loc_ss"], methods={"CAM": {"data.val_roots": roots}}
     )
-    for job in protocols.read_grid(path):
+    for job in protocols.read_pipeline(path):
         tested = json.loads(value_after("--then_test", job.args))
         assert tested == ["best_loc_clip", "best_loc_ss"]
         assert json.loads(value_after("--data.val_roots", job.args)) == roots
@@ -92,7 +129,7 @@ def test_a_grid_that_selects_by_pseudo_boxes(tmp_path):
 def test_a_grid_without_seeds_and_folds(tmp_path):
     path = write_grid(tmp_path, seeds=None, folds=None, test=["last"], config=None,
                       methods={"A": {"config": "cam/glas"}})  # fmt: skip
-    (job,) = protocols.read_grid(path)
+    (job,) = protocols.read_pipeline(path)
     assert job.cells == {"method": "A", "seed": 0}
     assert "--data.fold" not in job.args
     assert value_after("--config", job.args) == "cam/glas"
@@ -103,18 +140,39 @@ def test_a_grid_without_seeds_and_folds(tmp_path):
     ("changes", "message"),
     [
         ({"seed": [0]}, r"unknown key 'seed'; did you mean 'seeds'\?"),
-        ({"xyz": [0]}, r"unknown key 'xyz'; keys: output, config, seeds"),
-        ({"methods": None}, "the key 'methods' is missing"),
-        ({"output": None}, "the key 'output' is missing"),
+        ({"xyz": [0]}, r"unknown key 'xyz'; there are: output, config, seeds"),
+        ({"methods": None}, "the key 'methods' must hold names and options"),
+        ({"methods": ["CAM"]}, "the key 'methods' must hold names and options"),
+        ({"output": None}, "the key 'output' must hold a folder"),
         ({"config": None}, "method 'CAM' has no config"),
+        (
+            {"methods": {"CAM": {}, "B": {"model.classifier": "{CMA:best_cl}"}}},
+            r"method 'B' refers to the unknown method 'CMA'; did you mean 'CAM'\?",
+        ),
+        (
+            {"methods": {"CAM": {}, "B": {"model.classifier": "{nothing:best_cl}"}}},
+            r"method 'B' refers to the unknown method 'nothing'; there are: CAM, B",
+        ),
+        (
+            {"methods": {"CAM": {}, "B": {"model.classifier": "{CAM:best_lco}"}}},
+            r"method 'B' refers to the unknown checkpoint 'best_lco'; did you mean 'best_loc'\?",
+        ),
+        (
+            {"methods": {"A": {"x": "{B:last}"}, "B": {"x": "{C:last}"}, "C": {"x": "{A:last}"},
+                         "D": {"x": "{A:last}"}, "E": {}}},
+            "nothing can run first: (A needs B needs C needs A|B needs C needs A needs B"
+            "|C needs A needs B needs C)$",
+        ),
+        ({"methods": {"A": {"x": "{A:last}"}}}, "nothing can run first: A needs A"),
     ],
-)
-def test_a_wrong_grid_is_refused(tmp_path, capsys, changes, message):
+)  # fmt: skip
+def test_a_wrong_grid_is_refused(tmp_path, launcher, capsys, changes, message):
     path = write_grid(tmp_path, **changes)
     with pytest.raises(ValueError, match=message):
-        protocols.read_grid(path)
+        protocols.read_pipeline(path)
     assert main(["run", str(path)]) == 1
     assert capsys.readouterr().err.startswith(f"error: {path}: ")
+    assert launcher.commands == []
 
 
 def test_a_grid_that_is_no_mapping(tmp_path, capsys):
@@ -122,6 +180,232 @@ def test_a_grid_that_is_no_mapping(tmp_path, capsys):
     path.write_text("- 1\n")
     assert main(["run", str(path)]) == 1
     assert "expected the keys output, config" in capsys.readouterr().err
+
+
+def test_a_reference_is_a_checkpoint_of_the_same_seed_and_fold(tmp_path):
+    path = write_stages(tmp_path, folds=[3, 4])
+    out = tmp_path / "out"
+    runs = [job for job in protocols.read_pipeline(path) if job.cells["method"] == "F-CAM"]
+    assert [(job.cells["seed"], job.cells["fold"]) for job in runs] == [
+        (0, 3), (1, 3), (0, 4), (1, 4),
+    ]  # fmt: skip
+    for job in runs:
+        stage = out / "CAM" / f"seed{job.cells['seed']}" / f"fold{job.cells['fold']}"
+        assert job.inputs == {
+            "{CAM:best_cl}": stage / "checkpoints" / "best_cl.ckpt",
+            "{CAM:best_loc}": stage / "checkpoints" / "best_loc.ckpt",
+        }
+        assert job.needs == {stage}
+        assert value_after("--config", job.args) == "fcam/synthetic"
+        assert value_after("--model.seeder", job.args) == "{CAM:best_loc}"  # moves with the folder
+        assert value_after("--then_test", job.args) == '["best_loc"]'
+
+
+@pytest.mark.parametrize(
+    ("value", "found"),
+    [
+        ("{CAM (ViT), trained:best_loc_clip}", ["CAM (ViT), trained"]),
+        (["{A:best_cl}", "{B:last}"], ["A", "B"]),
+        ({"A:best_cl": None}, ["A"]),  # what YAML makes of {A:best_cl} without quotes
+        ('{"fg":1,"bg":2}', []),
+        ({"fg": None}, []),
+        ({"fg": {"A": 1}}, []),
+        ("{fg: 1}", []),
+    ],
+)
+def test_what_is_a_reference(tmp_path, value, found):
+    methods = {"A": {}, "B": {}, "CAM (ViT), trained": {}, "last": {"model.x": value}}
+    job = protocols.read_pipeline(write_grid(tmp_path, methods=methods))[-1]
+    assert [path.parents[3].name for path in job.inputs.values()] == found
+    given = value_after("--model.x", job.args)
+    assert all(reference in given for reference in job.inputs)
+
+
+def test_stages_run_after_what_they_need_and_stand_in_the_table_as_in_the_file(
+    tmp_path, launcher, capsys
+):
+    path = write_stages(tmp_path)
+    assert main(["run", str(path), "--data.root", "a b"]) == 0
+    assert launcher.names() == [
+        "GAP/seed0", "GAP/seed1", "CAM/seed0", "CAM/seed1",
+        "F-CAM/seed0", "F-CAM/seed1", "NEGEV/seed0", "NEGEV/seed1",
+    ]  # fmt: skip
+    for i, name in enumerate(launcher.names()):
+        method, seed = name.split("/")
+        stage = tmp_path / "out" / "CAM" / seed / "checkpoints"
+        command = launcher.commands[i]
+        second = method in {"F-CAM", "NEGEV"}
+        assert value_after("--data.root", command) == "a b"
+        assert value_after("--model.classifier", command) == (
+            str(stage / "best_cl.ckpt") if second else None
+        )
+        assert value_after("--model.seeder", command) == (
+            str(stage / "best_loc.ckpt") if method == "F-CAM" else None
+        )
+    frame = reports.collect(tmp_path / "out")
+    seen = frame[["method", "seed", "checkpoint"]].to_numpy().tolist()
+    assert seen == [
+        ["F-CAM", 0, "best_loc"],
+        ["F-CAM", 1, "best_loc"],
+        *(["GAP", s, c] for s in (0, 1) for c in ("best_cl", "best_loc")),
+        *(["NEGEV", s, c] for s in (0, 1) for c in ("best_cl", "best_loc")),
+    ]  # fmt: skip  (nothing of CAM is tested)
+    summary = (tmp_path / "out" / "summary.md").read_text()
+    assert summary.index("F-CAM") < summary.index("GAP") < summary.index("NEGEV")
+
+    changed = dict(reversed(STAGES.items()))
+    assert main(["run", str(write_stages(tmp_path, methods=changed)), "--data.root", "a b"]) == 0
+    assert len(launcher.commands) == 8
+    summary = (tmp_path / "out" / "summary.md").read_text()
+    assert summary.index("NEGEV") < summary.index("GAP") < summary.index("F-CAM")
+    assert capsys.readouterr().out.count("finished before") == 8
+
+
+def test_nothing_to_test_is_no_error(tmp_path, launcher, capsys):
+    path = write_grid(tmp_path, methods={"CAM": {}}, test=[])
+    assert main(["run", str(path)]) == 0
+    assert [value_after("--then_test", command) for command in launcher.commands] == ["[]"] * 6
+    assert "Mean" not in capsys.readouterr().out
+
+
+def test_best_loc_is_best_cl_where_there_is_none(tmp_path, launcher, capsys):
+    launcher.keeps = ("best_cl", "last")
+    path = write_stages(tmp_path, seeds=[0])
+    for _ in range(2):
+        assert main(["run", str(path)]) == 0
+        out = capsys.readouterr().out
+    assert len(launcher.commands) == 4
+    assert "is best_cl" not in out
+    launcher.commands.clear()
+    (tmp_path / "out" / "F-CAM" / "seed0" / reports.JOB).unlink()
+    assert main(["run", str(path)]) == 0
+    out = capsys.readouterr().out
+    assert out.count("{CAM:best_loc} is best_cl: nothing to select best_loc by") == 1
+    (command,) = launcher.commands
+    checkpoint = tmp_path / "out" / "CAM" / "seed0" / "checkpoints" / "best_cl.ckpt"
+    assert value_after("--model.seeder", command) == str(checkpoint)
+
+
+@pytest.mark.parametrize("name", ["best_cl", "best_loc_clip", "last"])
+def test_a_checkpoint_that_was_not_kept(tmp_path, launcher, capsys, name):
+    launcher.keeps = tuple({"best_cl", "best_loc", "last"} - {name})
+    methods = {"CAM": {}, "B": {"model.x": f"{{CAM:{name}}}"}}
+    path = write_grid(tmp_path, methods=methods, folds=None, seeds=[0])
+    assert main(["run", str(path)]) == 1
+    missing = tmp_path / "out" / "CAM" / "seed0" / "checkpoints" / f"{name}.ckpt"
+    assert f"needs {missing}, which that run did not keep" in capsys.readouterr().err
+    assert launcher.names() == ["CAM/seed0"]
+
+
+def test_a_failed_stage_stops_only_what_needs_it(tmp_path, launcher, capsys):
+    path = write_stages(tmp_path)
+    launcher.fails = {"CAM/seed1"}
+    methods = STAGES | {"third": {"model.teacher": "{F-CAM:best_loc}"}}
+    path = write_stages(tmp_path, methods=methods)
+    assert main(["run", str(path)]) == 1
+    out, err = capsys.readouterr()
+    assert launcher.names() == [
+        "GAP/seed0", "GAP/seed1", "CAM/seed0", "CAM/seed1", "F-CAM/seed0", "NEGEV/seed0",
+        "third/seed0",
+    ]  # fmt: skip
+    root = tmp_path / "out"
+    assert f"{root}/F-CAM/seed1\n  not run: it needs {root}/CAM/seed1\n" in out
+    assert f"{root}/third/seed1\n  not run: it needs {root}/F-CAM/seed1\n" in out
+    assert f"1 of 10 runs failed, 3 wait for them: {root}/CAM/seed1; the same command" in err
+    assert not (root / "F-CAM" / "seed1").exists()
+    launcher.fails = set()
+    launcher.commands.clear()
+    assert main(["run", str(path)]) == 0
+    assert launcher.names() == ["CAM/seed1", "F-CAM/seed1", "NEGEV/seed1", "third/seed1"]
+    resumed = root / "CAM" / "seed1" / "checkpoints" / "last.ckpt"
+    assert value_after("--ckpt_path", launcher.commands[0]) == str(resumed)
+
+
+def test_a_stage_made_anew_is_not_mixed_with_what_came_from_the_old_one(tmp_path, launcher, capsys):
+    path = write_stages(tmp_path, seeds=[0])
+    root = tmp_path / "out"
+    assert main(["run", str(path)]) == 0
+    launcher.commands.clear()
+    checkpoint = root / "CAM" / "seed0" / "checkpoints" / "best_loc.ckpt"
+    weights = checkpoint.read_text()
+
+    os.utime(checkpoint, (0, 0))  # copied, for instance
+    assert main(["run", str(path)]) == 0
+
+    capsys.readouterr()
+    checkpoint.write_text("others")
+    assert main(["run", str(path)]) == 1
+    err = capsys.readouterr().err
+    assert f"{root}/F-CAM/seed0 was run from another {{CAM:best_loc}}: {root}/CAM/seed0" in err
+    checkpoint.write_text(weights)
+
+    record = root / "CAM" / "seed0" / reports.JOB  # as when the folder is gone, or begun anew
+    text = record.read_text()
+    record.unlink()
+    assert main(["run", str(path)]) == 1
+    assert f"Remove {root}/F-CAM/seed0 as well" in capsys.readouterr().err
+    record.write_text(text)
+    assert launcher.commands == []
+
+    begun = root / "F-CAM" / "seed0" / reports.JOB  # killed: must not go on from other weights
+    begun.write_text(begun.read_text().replace('"finished": true', '"finished": false'))
+    checkpoint.write_text("others")
+    assert main(["run", str(path)]) == 1
+    checkpoint.write_text(weights)
+    assert main(["run", str(path)]) == 0
+    assert launcher.names() == ["F-CAM/seed0"]
+
+
+def test_stages_whose_checkpoints_were_removed_stay_finished(tmp_path, launcher):
+    path = write_stages(tmp_path)
+    assert main(["run", str(path)]) == 0
+    launcher.commands.clear()
+    for checkpoint in (tmp_path / "out").rglob("*.ckpt"):
+        checkpoint.unlink()
+    assert main(["run", str(path)]) == 0
+    assert launcher.commands == []
+
+
+def test_a_run_killed_before_its_first_last_checkpoint_starts_again(tmp_path, launcher):
+    path = write_grid(tmp_path, methods={"CAM": {}}, folds=None, seeds=[0])
+    early = tmp_path / "out" / "CAM" / "seed0" / "checkpoints" / "best_cl.ckpt"
+    early.parent.mkdir(parents=True)
+    early.write_text("early")
+    launcher.keeps = ("best_loc", "last")
+    assert main(["run", str(path)]) == 0
+    assert "--ckpt_path" not in launcher.commands[0]
+    assert not early.exists()  # else `fit` refuses the folder
+
+
+def test_arguments_of_one_method(tmp_path):
+    path = write_stages(tmp_path, seeds=[0])
+    extra = [
+        "--F-CAM:model.lr", "0.1", "-c", "more.yaml", "--NEGEV:model.lr=0.2",
+        "--data.x", "a:b", "--data.y=a:b", "--GAP:model.x", "-1", "{NEGEV:last}",
+        "--trainer.max_epochs", "1",
+    ]  # fmt: skip
+    runs = {job.cells["method"]: job for job in protocols.read_pipeline(path, extra)}
+    shared = ["--data.x", "a:b", "--data.y=a:b"]
+    end = ["--trainer.max_epochs", "1"]
+    first = ["-c", "more.yaml"]
+    assert runs["F-CAM"].args[-9:] == ["--model.lr", "0.1", *first, *shared, *end]
+    assert runs["NEGEV"].args[-8:] == [*first, "--model.lr=0.2", *shared, *end]
+    assert runs["GAP"].args[-10:] == [*first, *shared, "--model.x", "-1", "{NEGEV:last}", *end]
+    assert runs["CAM"].args[-7:] == [*first, *shared, *end]
+    assert list(runs["GAP"].inputs) == ["{NEGEV:last}"]
+    with pytest.raises(ValueError, match=r"--FCAM:lr is for the unknown method 'FCAM'.*'F-CAM'"):
+        protocols.read_pipeline(path, ["--FCAM:lr", "1"])
+
+
+@pytest.mark.parametrize(
+    "name", [e.name for e in catalogue.configs() if e.name.startswith("pipelines/")]
+)
+def test_shipped_pipelines(name):
+    runs = protocols.read_pipeline(catalogue.config_path(name))
+    folders = [job.folder for job in runs]
+    for i, job in enumerate(runs):
+        assert catalogue.config_path(value_after("--config", job.args)).is_file()
+        assert job.needs <= set(folders[:i])
 
 
 def test_run_prints_the_table_and_skips_what_is_finished(tmp_path, launcher, capsys):
@@ -184,61 +468,20 @@ def test_other_arguments_are_refused_before_anything_runs(tmp_path, launcher, ca
 @pytest.mark.parametrize("arguments", [[], ["--help-me"]])
 def test_usage_of_run(arguments, capsys):
     assert main(["run", *arguments]) != 0
-    assert "usage: wsl-zoo run GRID.yaml" in capsys.readouterr().err
+    assert "usage: wsl-zoo run PIPELINE.yaml" in capsys.readouterr().err
 
 
-def test_launch_writes_the_log_and_returns_the_status(tmp_path):
-    log = tmp_path / "log.txt"
-    log.write_text("before\n")
-    code = "import sys; print('out'); print('err', file=sys.stderr); sys.exit(3)"
-    assert protocols.launch([sys.executable, "-c", code], log) == 3
-    lines = log.read_text().splitlines()
-    assert lines[0] == "before"  # a resumed run appends
-    assert set(lines[1:]) == {"out", "err"}
-
-
-RUN = """
-import signal, sys, time
-from pathlib import Path
-here = Path(sys.argv[1])
-def stop(*_):
-    (here / "saved").touch()
-    sys.exit(143)
-signal.signal(signal.SIGTERM, stop)
-(here / "started").touch()
-time.sleep(120)
-"""
-
-
-@pytest.mark.parametrize("sent", [signal.SIGTERM, signal.SIGINT])
-def test_a_stopped_grid_stops_its_run_and_lets_it_save(tmp_path, sent):
-    script = tmp_path / "run.py"
-    script.write_text(RUN)
-    command = [sys.executable, str(script), str(tmp_path)]
-    code = (
-        "from pathlib import Path; from wsl_zoo.protocols import launch\n"
-        f"launch({command!r}, Path({str(tmp_path / 'log.txt')!r}))"
-    )
-    root = str(Path(__file__).parents[1])
-    grid = subprocess.Popen([sys.executable, "-c", code], cwd=root, stderr=subprocess.DEVNULL)
-    end = time.monotonic() + 60
-    while not (tmp_path / "started").exists():
-        assert time.monotonic() < end
-        time.sleep(0.02)
-    os.kill(grid.pid, sent)
-    assert grid.wait(60) != 0
-    assert (tmp_path / "saved").exists()
+TINY = [
+    "--data.train", "16", "--data.val", "8", "--data.test", "8", "--data.image_size", "48",
+    "--data.batch_size", "4", "--trainer.accelerator", "cpu", "--trainer.max_epochs", "1",
+]  # fmt: skip
 
 
 @pytest.mark.slow
 def test_a_real_grid(tmp_path, monkeypatch, capsys):
-    monkeypatch.chdir(Path(__file__).parents[1])
+    monkeypatch.chdir(ROOT)
     path = write_grid(tmp_path, methods={"CAM": {}}, folds=None, test=["best_cl", "last"])
-    tiny = [
-        "--data.train", "8", "--data.val", "8", "--data.test", "8", "--data.image_size", "48",
-        "--data.batch_size", "4", "--trainer.max_epochs", "1", "--trainer.accelerator", "cpu",
-    ]  # fmt: skip
-    assert main(["run", str(path), *tiny]) == 0
+    assert main(["run", str(path), *TINY]) == 0
     frame = reports.collect(tmp_path / "out")
     assert sorted(zip(frame["seed"], frame["checkpoint"], strict=True)) == [
         (0, "best_cl"), (0, "last"), (1, "best_cl"), (1, "last"),
@@ -249,3 +492,56 @@ def test_a_real_grid(tmp_path, monkeypatch, capsys):
     assert "epoch 1/1: train/loss " in log
     assert "\r" not in log
     assert "±" in capsys.readouterr().out
+
+
+@pytest.mark.slow
+def test_two_real_stages_the_second_killed_and_resumed(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(ROOT)
+    methods = {"CAM": {}, "F-CAM": STAGES["F-CAM"]}
+    path = write_stages(tmp_path, methods=methods, seeds=[0], test=["best_loc"])
+    arguments = ["run", str(path), *TINY, "--last.every_n_train_steps", "1"]
+    arguments += ["--F-CAM:trainer.max_epochs", "3"]
+    first, second = (tmp_path / "out" / name / "seed0" for name in ("CAM", "F-CAM"))
+    last = second / "checkpoints" / "last.ckpt"
+    with (tmp_path / "pipeline.txt").open("w") as log:
+        process = subprocess.Popen(
+            [sys.executable, "-m", "wsl_zoo", *arguments],
+            stdout=log, stderr=subprocess.STDOUT, start_new_session=True,
+        )  # fmt: skip
+    try:
+        end = time.monotonic() + 300
+        while not last.is_file():
+            assert process.poll() is None, (tmp_path / "pipeline.txt").read_text()
+            assert time.monotonic() < end
+            time.sleep(0.01)
+    finally:
+        if process.poll() is None:
+            os.killpg(process.pid, signal.SIGKILL)  # its run too
+            process.wait()
+    assert not json.loads((second / reports.JOB).read_text())["finished"]
+    reached = torch.load(last, weights_only=True)["global_step"]
+    assert 0 < reached < 3 * 16 // 4
+    stage = {path: path.read_bytes() for path in first.rglob("*") if path.is_file()}
+
+    assert main(arguments) == 0
+    out = capsys.readouterr().out
+    assert f"[1/2] {first}\n  finished before" in out
+    assert out.count("finished before") == 1
+    assert {path: path.read_bytes() for path in stage} == stage
+    state = torch.load(last, weights_only=True)
+    assert state["global_step"] == 3 * 16 // 4
+    assert state["hyper_parameters"]["classifier"] == str(first / "checkpoints" / "best_cl.ckpt")
+    assert state["hyper_parameters"]["seeder"] == str(first / "checkpoints" / "best_loc.ckpt")
+    config = yaml.safe_load((second / "config.yaml").read_text())
+    assert config["ckpt_path"] == str(last)  # it went on, and did not begin again
+    of_cam = torch.load(state["hyper_parameters"]["classifier"], weights_only=True)["state_dict"]
+    ours = {k: v for k, v in state["state_dict"].items() if k.startswith("encoder.")}
+    assert ours
+    assert all(torch.equal(value, of_cam[name]) for name, value in ours.items())
+    frame = reports.collect(tmp_path / "out")
+    assert frame["method"].tolist() == ["CAM", "F-CAM"]
+    assert frame["test/pxap"].between(0, 1).all()
+
+    assert main(arguments) == 0
+    assert capsys.readouterr().out.count("finished before") == 2
+    assert torch.load(last, weights_only=True)["global_step"] == state["global_step"]

@@ -22,7 +22,7 @@ commands:
   test     --config F      metrics on the test splits (--ckpt_path CKPT)
   predict  --ckpt_path CKPT --images DIR
                            class, map and boxes of any images
-  run      GRID.yaml       a grid of runs (method x seed x fold), resumable
+  run      PIPELINE.yaml   many runs (method x seed x fold), also in stages, resumable
   table    DIR             results below DIR as CSV and Markdown, mean and standard deviation
   list     [KIND]          what is there: {kinds}
 
@@ -63,7 +63,7 @@ def dispatch(args: Sequence[str]) -> None:
 
         run(rest)
     elif command == "demo":
-        from wsl_zoo.cli import demo
+        from wsl_zoo.demo import demo
 
         demo(rest)
     else:

@@ -5,11 +5,13 @@ from __future__ import annotations
 import importlib
 import pickle
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
+from pytorch_lightning import LightningModule
 
-from wsl_zoo.methods.base import ZooModule
+if TYPE_CHECKING:
+    from wsl_zoo.methods.base import ZooModule  # which reads stage 1 through here
 
 
 def read_checkpoint(path: str | Path, map_location: Any = "cpu") -> dict[str, Any]:
@@ -35,7 +37,7 @@ def read_checkpoint(path: str | Path, map_location: Any = "cpu") -> dict[str, An
     return checkpoint
 
 
-def load_checkpoint(path: Path, map_location: Any = "cpu") -> ZooModule:
+def load_checkpoint(path: str | Path, map_location: Any = "cpu") -> ZooModule:
     """Load a checkpoint of any method; see `wsl_zoo.load`."""
     checkpoint = read_checkpoint(path, map_location)
     ours = checkpoint["wsl_zoo"]
@@ -47,7 +49,8 @@ def load_checkpoint(path: Path, map_location: Any = "cpu") -> ZooModule:
             f"{path} holds a {ours['class_path']} (of wsl_zoo {ours['version']}), which cannot be "
             f"imported: {error}"
         ) from error
-    if not (isinstance(method, type) and issubclass(method, ZooModule)):
+    known = isinstance(method, type) and issubclass(method, LightningModule)
+    if not (known and hasattr(method, "class_map")):
         raise ValueError(f"{path} names {ours['class_path']}, which is not a method of wsl_zoo")
     hparams = dict(checkpoint["hyper_parameters"])
     model: ZooModule = method(**{k: v for k, v in hparams.items() if not k.startswith("_")})

@@ -77,10 +77,12 @@ class ZooCLI(LightningCLI):
 
     Args:
         name: Name of the run's folder below `runs`.
+        show: Print the table of `--then_test`.
     """
 
-    def __init__(self, name: str) -> None:
+    def __init__(self, name: str, show: bool = True) -> None:
         self.name = name
+        self.show = show
         super().__init__(
             ZooModule,
             ZooDataModule,
@@ -198,11 +200,7 @@ class ZooCLI(LightningCLI):
             if self.trainer.is_global_zero and self.trainer.log_dir is not None:
                 print(f"run folder: {self.trainer.log_dir}")
             return
-        paths = {
-            Path(callback.best_model_path).stem: callback.best_model_path
-            for callback in self.trainer.checkpoint_callbacks
-            if isinstance(callback, ModelCheckpoint) and callback.best_model_path
-        }
+        paths = self.kept()
         for name in self.option("then_test"):
             if name in paths:
                 self.trainer.test(
@@ -211,8 +209,16 @@ class ZooCLI(LightningCLI):
             elif self.trainer.is_global_zero:
                 print(f"no {name} to test: nothing to select it by")
         folder = self.trainer.log_dir  # all processes must ask: the first tells the others
-        if self.trainer.is_global_zero:
+        if self.trainer.is_global_zero and self.show:
             reports.print_results(self.results.columns, f"run folder: {folder}")
+
+    def kept(self) -> dict[str, str]:
+        """Return the checkpoints that the fit kept: best_cl, ... -> path."""
+        return {
+            Path(callback.best_model_path).stem: callback.best_model_path
+            for callback in self.trainer.checkpoint_callbacks
+            if isinstance(callback, ModelCheckpoint) and callback.best_model_path
+        }
 
 
 def _refuse_unknown(names: Sequence[str], checkpoints: Sequence[str]) -> None:
@@ -253,7 +259,7 @@ def command_line(args: Sequence[str]) -> Iterator[None]:
         sys.argv = before
 
 
-def run_trainer(command: str, args: Sequence[str]) -> ZooCLI:
+def run_trainer(command: str, args: Sequence[str], *, show: bool = True) -> ZooCLI:
     """Run one of the trainer commands; return the CLI with its trainer, model and data."""
     full, name = complete(command, args)
     logging.getLogger("pytorch_lightning").addFilter(_no_advertisement)
@@ -263,7 +269,7 @@ def run_trainer(command: str, args: Sequence[str]) -> ZooCLI:
         for message in (*SILENCED, *unsaved):
             warnings.filterwarnings("ignore", message=message)
         try:
-            return ZooCLI(name)
+            return ZooCLI(name, show)
         except SIGTERMException as error:  # it would end with status 0, as if all was done
             raise SystemExit(128 + signal.SIGTERM) from error
         except (ValueError, MisconfigurationException) as error:
@@ -272,18 +278,3 @@ def run_trainer(command: str, args: Sequence[str]) -> ZooCLI:
 
 def _no_advertisement(record: logging.LogRecord) -> bool:
     return "litlogger" not in record.getMessage()
-
-
-def demo(args: Sequence[str] = ()) -> ZooCLI:
-    """Train and test CAM on the built-in images; print the table and where the pictures are."""
-    print("Training CAM (Zhou et al., CVPR 2016) on procedural images with image labels only ...")
-    cli = run_trainer(
-        "fit", ["--config", "cam/synthetic", "--then_test", '["best_cl","best_loc"]', *args]
-    )
-    panels = next(c for c in cli.trainer.callbacks if isinstance(c, PanelWriter))  # type: ignore[attr-defined]
-    tests = [path for path in panels.written if path.name.startswith("test")]
-    print("The prevalence is the PxAP of a constant map: what a map must beat.")
-    print("Pictures (image | mask | map | boxes: true green, predicted red):")
-    for path in tests:
-        print(f"  {path}")
-    return cli

@@ -1,6 +1,6 @@
-"""Grids of runs as data: method x seed x fold, each a plain `wsl-zoo fit`, resumable.
+"""Pipelines as data: method x seed x fold, each a plain `wsl-zoo fit`, in stages where need be.
 
-    output: runs/glas_cv
+    output: runs/glas_fcam
     config: cam/glas_small            # fit config of every run
     seeds: [0, 1, 2]
     folds: [0, 1, 2, 3, 4]            # optional: --data.fold
@@ -8,193 +8,141 @@
     methods:                          # name -> options on top of the config
       CAM: {}
       GAP: {model.head: gap}
+      F-CAM:                          # runs after CAM: takes checkpoints of the same seed and fold
+        config: fcam/glas_small
+        test: [best_loc]              # []: none
+        model.classifier: "{CAM:best_cl}"
+        model.seeder: "{CAM:best_loc}"  # best_cl where CAM had nothing to select best_loc by
 
 A run that finished is skipped, one that was killed goes on from its last checkpoint, one that was
-run with other options is refused. Further command-line arguments go to every run.
+run with other options, or from checkpoints that were made anew since, is refused. Further
+command-line arguments go to every run; `--F-CAM:model.lr 0.1` goes to those of one method.
 """
 
 from __future__ import annotations
 
 import json
-import shlex
-import signal
-import subprocess
-import sys
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+import re
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from difflib import get_close_matches
+from graphlib import CycleError, TopologicalSorter
+from itertools import product
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any
 
 import yaml
 
 from wsl_zoo import reports
+from wsl_zoo.jobs import Job, execute_all
 
 KEYS = ("output", "config", "seeds", "folds", "test", "methods")
+CHECKPOINTS = ("best_cl", "best_loc", "last")
+# Itself, method and checkpoint. Without quotes, YAML reads a mapping: {"CAM:best_cl": null}.
+REFERENCE = re.compile(r"""(\{"?([^{}"']+):(\w+)(?:": null)?\})""")
+OF_ONE = re.compile(r"--([^=:]+):(.+)")
 
 
-@dataclass(frozen=True)
-class Job:
-    """One run of a grid.
-
-    Attributes:
-        root: The grid's output folder.
-        folder: Its run folder below that.
-        cells: What tells it apart: method, seed, fold.
-        args: Arguments of its `fit`.
-    """
-
-    root: Path
-    folder: Path
-    cells: dict[str, Any]
-    args: list[str]
-
-
-def read_grid(path: Path, extra: Sequence[str] = ()) -> list[Job]:
-    """Return the runs of a grid file.
+def read_pipeline(path: Path, extra: Sequence[str] = ()) -> list[Job]:
+    """Return the runs of a pipeline, each after those that it needs.
 
     Args:
         path: The YAML file.
-        extra: Arguments for every run.
+        extra: Arguments of every run; `--METHOD:option value` for those of one method.
 
     Raises:
-        ValueError: Unknown or missing keys.
+        ValueError: Unknown or missing keys, methods or checkpoints, or methods in a circle.
     """
-    text = path.read_text(encoding="utf-8")
-    grid = yaml.safe_load(text)
-    if not isinstance(grid, dict):
+    file = yaml.safe_load(path.read_text(encoding="utf-8"))
+    if not isinstance(file, dict):
         raise ValueError(f"{path}: expected the keys {', '.join(KEYS)}")
-    for key in grid:
-        if key not in KEYS:
-            near = get_close_matches(str(key), KEYS, n=1)
-            hint = f"did you mean {near[0]!r}?" if near else f"keys: {', '.join(KEYS)}"
-            raise ValueError(f"{path}: unknown key {key!r}; {hint}")
-    for key in ("output", "methods"):
-        if not grid.get(key):
-            raise ValueError(f"{path}: the key {key!r} is missing")
-    return list(_jobs(path, grid, extra))
-
-
-def _jobs(path: Path, grid: Mapping[str, Any], extra: Sequence[str]) -> Iterator[Job]:
-    for method, options in grid["methods"].items():
-        settings = {"config": grid.get("config"), **(options or {})}
-        config = settings.pop("config")
+    for key in file:
+        _refuse_unknown(f"{path}: unknown key", key, KEYS)
+    for key, kind, what in (("output", str, "a folder"), ("methods", dict, "names and options")):
+        if not file.get(key) or not isinstance(file[key], kind):
+            raise ValueError(f"{path}: the key {key!r} must hold {what}")
+    methods = {str(name): dict(options or {}) for name, options in file["methods"].items()}
+    shares = _share(extra, methods)
+    own = {m: [*_arguments(options), *shares[m]] for m, options in methods.items()}
+    references = {m: REFERENCE.findall("\n".join(args)) for m, args in own.items()}
+    root, jobs = Path(file["output"]), []
+    for method in _in_order(path, references):
+        config, test = (methods[method].get(key, file.get(key)) for key in ("config", "test"))
         if config is None:
             raise ValueError(f"{path}: method {method!r} has no config")
-        for fold in grid.get("folds") or [None]:
-            for seed in grid.get("seeds") or [0]:
-                cells = {"method": method, "seed": seed}
-                args = ["--config", str(config), "--seed_everything", str(seed)]
-                args += ["--then_test", json.dumps(grid.get("test") or ["best_cl", "best_loc"])]
-                if fold is not None:
-                    cells["fold"] = fold
-                    args += ["--data.fold", str(fold)]
-                for key, value in settings.items():
-                    text = value if isinstance(value, str) else json.dumps(value)
-                    args += [f"--{key}", text]
-                parts = [str(method), *(f"{k}{v}" for k, v in cells.items() if k != "method")]
-                root = Path(grid["output"])
-                yield Job(root, root.joinpath(*parts), cells, [*args, *extra])
+        tests = json.dumps(["best_cl", "best_loc"] if test is None else test)
+        order = list(methods).index(method)
+        for fold, seed in product(file.get("folds") or [None], file.get("seeds") or [0]):
+            args = ["--config", str(config), "--seed_everything", str(seed), "--then_test", tests]
+            args += [*([] if fold is None else ["--data.fold", str(fold)]), *own[method]]
+            cells = {"seed": seed} | ({} if fold is None else {"fold": fold})
+            place = Path(*(f"{key}{value}" for key, value in cells.items()))
+            inputs = {
+                reference: root / source / place / "checkpoints" / f"{name}.ckpt"
+                for reference, source, name in references[method]
+            }
+            cells = {"method": method, **cells}
+            jobs.append(Job(root, root / method / place, cells, args, inputs, order))
+    return jobs
 
 
-def is_finished(job: Job) -> bool:
-    """Return whether a job was run to its end.
-
-    Raises:
-        ValueError: The folder holds a run with other arguments.
-    """
-    record = job.folder / reports.JOB
-    if not record.is_file():
-        return False
-    before = json.loads(record.read_text(encoding="utf-8"))
-    if before["args"] != job.args:
-        raise ValueError(
-            f"{job.folder} was run with other arguments:\n  then: {shlex.join(before['args'])}\n"
-            f"  now:  {shlex.join(job.args)}\nChoose another output, or remove the folder."
-        )
-    return bool(before["finished"])
+def _arguments(options: Mapping[str, Any]) -> Iterator[str]:
+    for key, value in options.items():
+        if key not in {"config", "test"}:
+            yield from (f"--{key}", value if isinstance(value, str) else json.dumps(value))
 
 
-def execute(job: Job) -> bool:
-    """Run a job unless it is finished; return whether it ran.
-
-    Raises:
-        RuntimeError: The run failed; a later call resumes it.
-        ValueError: The folder holds a run with other arguments.
-    """
-    if is_finished(job):
-        return False
-    record = job.folder / reports.JOB
-    state = {"cells": job.cells, "args": job.args, "finished": False}
-    job.folder.mkdir(parents=True, exist_ok=True)
-    _write(record, state)
-    command = [sys.executable, "-m", "wsl_zoo", "fit", *job.args]
-    command += ["--run_dir", str(job.folder)]
-    last = job.folder / "checkpoints" / "last.ckpt"
-    if last.is_file():
-        command += ["--ckpt_path", str(last)]
-    log = job.folder / "log.txt"
-    status = launch(command, log)
-    if status:
-        tail = "\n".join(log.read_text(encoding="utf-8", errors="replace").splitlines()[-15:])
-        raise RuntimeError(f"{job.folder} failed (exit {status}); {log} ends:\n{tail}")
-    _write(record, state | {"finished": True})
-    return True
+def _share(extra: Sequence[str], methods: Collection[str]) -> dict[str, list[str]]:
+    """Give `--METHOD:option value` to that method, all else to every one."""
+    shares: dict[str, list[str]] = {method: [] for method in methods}
+    receivers = list(methods)
+    for arg in extra:
+        of_one = OF_ONE.fullmatch(arg)
+        if of_one:
+            _refuse_unknown(f"{arg} is for the unknown method", of_one[1], methods)
+            receivers = [of_one[1]]
+        elif arg.startswith(("--", "-c")):
+            receivers = list(methods)
+        for receiver in receivers:
+            shares[receiver].append(f"--{of_one[2]}" if of_one else arg)
+    return shares
 
 
-def launch(command: Sequence[str], log: Path) -> int:
-    """Run a command with its output in a file; return its exit status.
-
-    When this process is interrupted or terminated, so is the run, which then writes `last.ckpt`.
-    """
-
-    def stop(*_: object) -> NoReturn:
-        raise SystemExit(128 + signal.SIGTERM)
-
-    before = signal.signal(signal.SIGTERM, stop)
+def _in_order(path: Path, references: Mapping[str, Sequence[tuple[str, ...]]]) -> list[str]:
+    """Return the methods as they stand in the file, but each after those that it needs."""
+    graph = TopologicalSorter(dict.fromkeys(references, ()))
+    for method, found in references.items():
+        for _, source, checkpoint in found:
+            what = f"{path}: method {method!r} refers to the unknown"
+            _refuse_unknown(f"{what} method", source, references)
+            if not checkpoint.startswith("best_loc_"):
+                _refuse_unknown(f"{what} checkpoint", checkpoint, CHECKPOINTS)
+            graph.add(method, source)
     try:
-        with (
-            log.open("a", encoding="utf-8") as file,
-            subprocess.Popen(command, stdout=file, stderr=subprocess.STDOUT) as process,
-        ):
-            try:
-                return process.wait()
-            except BaseException:
-                process.terminate()
-                process.wait()
-                raise
-    finally:
-        signal.signal(signal.SIGTERM, before)
+        return list(graph.static_order())
+    except CycleError as error:
+        circle = " needs ".join(reversed(error.args[1]))
+        raise ValueError(f"{path}: nothing can run first: {circle}") from error
 
 
-def _write(path: Path, value: Mapping[str, Any]) -> None:
-    partial = path.with_name(f".{path.name}.partial")
-    partial.write_text(json.dumps(value, indent=1), encoding="utf-8")
-    partial.replace(path)
+def _refuse_unknown(what: str, name: Any, known: Collection[str]) -> None:
+    if name not in known:
+        near = get_close_matches(str(name), known, n=1)
+        hint = f"did you mean {near[0]!r}?" if near else f"there are: {', '.join(known)}"
+        raise ValueError(f"{what} {name!r}; {hint}")
 
 
 def run(args: Sequence[str]) -> None:
-    """Run `wsl-zoo run GRID.yaml [arguments of every fit]` and print the table."""
+    """Run `wsl-zoo run PIPELINE.yaml [arguments of every fit]` and print the table."""
     if not args or args[0].startswith("-"):
-        raise ValueError("usage: wsl-zoo run GRID.yaml [--data.root DIR ...]")
+        raise ValueError("usage: wsl-zoo run PIPELINE.yaml [--data.root DIR ...]")
     from wsl_zoo.catalogue import config_path
 
-    jobs = read_grid(config_path(args[0]), args[1:])
-    for job in jobs:
-        is_finished(job)  # refuses other arguments before anything is run
-    failed: list[str] = []
-    for i, job in enumerate(jobs, start=1):
-        print(f"[{i}/{len(jobs)}] {job.folder}", flush=True)
-        try:
-            if not execute(job):
-                print("  finished before", flush=True)
-        except RuntimeError as error:  # the other runs do not depend on it
-            print(f"  {error}", file=sys.stderr, flush=True)
-            failed.append(str(job.folder))
-    if len(failed) < len(jobs):
+    jobs = read_pipeline(config_path(args[0]), args[1:])
+    failed, waiting = execute_all(jobs)
+    if any(jobs[0].root.rglob(reports.RESULTS)):
         reports.print_summary(jobs[0].root)
     if failed:
         raise RuntimeError(
-            f"{len(failed)} of {len(jobs)} runs failed: {', '.join(failed)}; the same command "
-            "resumes them"
+            f"{len(failed)} of {len(jobs)} runs failed, {len(waiting)} wait for them: "
+            f"{', '.join(map(str, failed))}; the same command resumes them"
         )

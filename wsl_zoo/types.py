@@ -24,7 +24,7 @@ class Batch(TypedDict, total=False):
     image: Tensor
     """(B, C, H, W) float | (B, T, C, H, W) clips | (B, E, V, C, H, W) exams, normalised."""
     raw: Tensor
-    """(B, 3, H, W) uint8, the same pixels before normalisation."""
+    """(B, 3, H, W) uint8, the same pixels before the jitter of colours and normalisation."""
     features: Tensor
     """(B, D) | (B, E, D) float, pre-computed or tabular features."""
     label: Tensor
@@ -38,7 +38,7 @@ class Batch(TypedDict, total=False):
     valid: Tensor
     """(B,) bool: False for the copies by which a distributed sampler pads the last round."""
     cam: Tensor
-    """(B, h, w) float, cached seed map that followed the geometry of its image."""
+    """(B, H, W) float in [0, 1], class map that followed the geometry of its image."""
     target: Tensor
     """(B, C, H, W) float, high-resolution image."""
     text: Tensor

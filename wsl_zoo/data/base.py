@@ -15,6 +15,7 @@ from typing import Any
 
 import torch
 from pytorch_lightning import LightningDataModule
+from torch import Tensor
 from torch.utils.data import DataLoader
 
 from wsl_zoo.data.dataset import RecordSource, Source, ZooDataset, collate
@@ -126,6 +127,9 @@ class ZooDataModule(LightningDataModule, ABC):
         self.predict_images = predict_images
         self.val_roots = val_roots or {}
         self.seed = seed
+        self.cams: Tensor | None = None
+        """Class maps (N, h, w) in [0, 1] of the training images, which a method may set before the
+        training loader is made; they travel with the images as `cam`."""
         self._sources: dict[str, Source] | None = None
 
     @property
@@ -137,6 +141,11 @@ class ZooDataModule(LightningDataModule, ABC):
     def num_classes(self) -> int:
         """Number K of classes."""
         return len(self.class_names)
+
+    @property
+    def negative_class(self) -> int | None:
+        """The class whose images hold nothing to be localised; None: every class has a region."""
+        return None
 
     @property
     def origin(self) -> Path | None:
@@ -259,7 +268,13 @@ class ZooDataModule(LightningDataModule, ABC):
             seed=self.seed,
             annotations=not train or self._training_reads_annotations(),
             cache=self.cache,
+            cams=self.cams if train else None,
         )
+
+    def whole_images(self, split: str) -> DataLoader[Any]:
+        """Return a loader of a split in order, as evaluation prepares it, without annotations."""
+        size = (self.image_size, self.image_size)
+        return self._loader(ZooDataset(self.sources[split], size, annotations=False), train=False)
 
     def _training_reads_annotations(self) -> bool:
         module = getattr(self.trainer, "lightning_module", None)
@@ -303,25 +318,23 @@ class ZooDataModule(LightningDataModule, ABC):
 
     def predict_dataloader(self) -> list[DataLoader[Any]]:
         """Return the loader of `predict_images`, or those of the test splits."""
-        size = (self.image_size, self.image_size)
         if self.predict_images is None:
-            sources = [self.sources[name] for name in self.split_names("test")]
-        else:
-            sources = [self.predict_source()]
-        datasets = [ZooDataset(source, size, annotations=False) for source in sources]
-        return [self._loader(dataset, train=False) for dataset in datasets]
+            return [self.whole_images(name) for name in self.split_names("test")]
+        size = (self.image_size, self.image_size)
+        dataset = ZooDataset(self.predict_source(), size, annotations=False)
+        return [self._loader(dataset, train=False)]
 
     def preprocessing(self) -> dict[str, Any]:
         """Return what a checkpoint must remember to prepare an image as evaluation does."""
         return {"image_size": self.image_size}
 
     def on_after_batch_transfer(self, batch: Batch, dataloader_idx: int) -> Batch:
-        """Normalise uint8 images on the device; keep the pixels as `raw`."""
+        """Normalise uint8 images on the device; keep their pixels, before any jitter, as `raw`."""
         image = batch.get("image")
         if image is not None and image.dtype == torch.uint8:
             encoder = getattr(getattr(self.trainer, "lightning_module", None), "encoder", None)
             mean = getattr(encoder, "mean", IMAGENET_MEAN)
             std = getattr(encoder, "std", IMAGENET_STD)
-            batch["raw"] = image
+            batch.setdefault("raw", image)
             batch["image"] = normalize(image, mean, std)
         return batch

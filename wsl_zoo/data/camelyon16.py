@@ -74,6 +74,11 @@ class Camelyon16Data(ZooDataModule):
         """Normal (0) and tumor (1)."""
         return list(CLASSES)
 
+    @property
+    def negative_class(self) -> int:
+        """Normal: no pixel of such a patch is tumor."""
+        return NORMAL
+
     def read(self) -> Splits:
         """Read the lists of the fold, or deal the pool into folds."""
         problems: list[str] = []

@@ -14,7 +14,7 @@ from torch.utils.data import Dataset
 
 from wsl_zoo.data.manifest import Record, read_image, read_mask
 from wsl_zoo.data.samplers import Key
-from wsl_zoo.data.transforms import Sample, resize
+from wsl_zoo.data.transforms import Sample, resize, resize_cam
 from wsl_zoo.types import IGNORE, Batch
 
 
@@ -77,6 +77,11 @@ class ZooDataset(Dataset[dict[str, Any]]):
         seed: With the epoch and the index it fixes each augmentation.
         annotations: Read masks and boxes.
         cache: Keep resized samples in memory (per worker process).
+        cams: Class maps (N, h, w) in [0, 1] by index, of the whole images; each travels with its
+            image as `cam`, resized, cropped and flipped as it is.
+
+    Raises:
+        ValueError: Another number of maps than of samples.
     """
 
     def __init__(
@@ -88,8 +93,12 @@ class ZooDataset(Dataset[dict[str, Any]]):
         seed: int = 0,
         annotations: bool = True,
         cache: bool = False,
+        cams: Tensor | None = None,
     ) -> None:
+        if cams is not None and len(cams) != len(source):
+            raise ValueError(f"{len(cams)} class maps for {len(source)} images")
         self.source = source
+        self.cams = cams
         self.size = size
         self.augment = augment
         self.seed = seed
@@ -108,6 +117,8 @@ class ZooDataset(Dataset[dict[str, Any]]):
             sample = resize(self.source.load(index, annotations=self.annotations), self.size)
             if self._cache is not None:
                 self._cache[index] = sample
+        if self.cams is not None:
+            sample = replace(sample, cam=resize_cam(self.cams[index].numpy(), self.size))
         if self.augment is not None:
             sample = self.augment(replace(sample), stable_seed(self.seed, epoch, index))
         return sample
@@ -125,6 +136,10 @@ class ZooDataset(Dataset[dict[str, Any]]):
             "path": sample.path,
             "size": torch.tensor(sample.size),
         }
+        if sample.raw is not None:
+            item["raw"] = torch.from_numpy(np.ascontiguousarray(sample.raw.transpose(2, 0, 1)))
+        if sample.cam is not None:
+            item["cam"] = torch.from_numpy(np.ascontiguousarray(sample.cam))
         if self.has_masks:
             mask = sample.mask
             shape = sample.image.shape[:2]

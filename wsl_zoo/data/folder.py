@@ -48,6 +48,7 @@ class FolderData(ZooDataModule):
         val_fraction: Part of every class drawn from `train` where there is no `val`; 0: none.
         test_fraction: The same for `test`; both are parts of what `train` holds before any draw.
         split_seed: Seed of that draw (apart from `seed`, so that runs share their splits).
+        negatives: Name of the class whose images hold nothing to be localised, e.g. "normal".
         **kwargs: See `ZooDataModule`.
     """
 
@@ -59,6 +60,7 @@ class FolderData(ZooDataModule):
         val_fraction: float = 0.2,
         test_fraction: float = 0.2,
         split_seed: int = 0,
+        negatives: str | None = None,
         **kwargs: Any,
     ) -> None:
         super().__init__(**kwargs)
@@ -74,6 +76,7 @@ class FolderData(ZooDataModule):
         self.classes = classes
         self.fractions = {"val": val_fraction, "test": test_fraction}
         self.split_seed = split_seed
+        self.negatives = negatives
         self._names: list[str] | None = None
 
     @staticmethod
@@ -92,6 +95,21 @@ class FolderData(ZooDataModule):
             else:
                 self._names = [folder.name for folder in self._class_folders(self._train_folder())]
         return self._names
+
+    @property
+    def negative_class(self) -> int | None:
+        """Index of the class `negatives`.
+
+        Raises:
+            ValueError: There is no such class.
+        """
+        if self.negatives is None:
+            return None
+        if self.negatives not in self.class_names:
+            raise ValueError(
+                f"negatives={self.negatives!r} is none of the classes {', '.join(self.class_names)}"
+            )
+        return self.class_names.index(self.negatives)
 
     def _train_folder(self) -> Path:
         assert self.root is not None

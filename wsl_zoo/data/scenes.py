@@ -199,6 +199,7 @@ def render_scene(
     coverage: tuple[float, float] = (0.12, 0.30),
     rest: float = 0.25,
     grain: float = 0.02,
+    negatives: bool = False,
 ) -> Scene:
     """Render one scene, the same for the same arguments in any process and any order of calls.
 
@@ -215,6 +216,7 @@ def render_scene(
             less where there is no room.
         rest: Clarity of the class away from an object's clear part, in [0, 1]: lower is harder.
         grain: Deviation of the pixel noise, 0..1 scale.
+        negatives: One more class, `num_classes`, of ground and distractors only.
 
     Raises:
         ValueError: An argument is out of its range.
@@ -233,7 +235,7 @@ def render_scene(
     distractors = _span("num_distractors", num_distractors, 0, 2 * MAX_OBJECTS)
 
     rng = np.random.default_rng((seed, index))
-    label, hue = index % num_classes, rng.uniform()
+    label, hue = index % (num_classes + negatives), rng.uniform()
     mean, axis = palette(rng, hue)
     image = mean + axis * ground(rng, size)
     for _ in range(rng.integers(*distractors, endpoint=True)):
@@ -241,7 +243,7 @@ def render_scene(
         paint(image, neutral_texture(rng, size), palette(rng, hue + rng.uniform(0.2, 0.8)), shape)
 
     mask, boxes = np.zeros((size, size), np.uint8), []
-    count = rng.integers(*objects, endpoint=True)
+    count = 0 if label == num_classes else rng.integers(*objects, endpoint=True)
     for _ in range(count):
         placed = free_blob(rng, size, rng.uniform(*coverage) / count, mask)
         if placed is None:
@@ -255,7 +257,8 @@ def render_scene(
         boxes.append((x, y, x + width - 1, y + height - 1))
     image += np.float32(grain) * rng.standard_normal((size, size), dtype=np.float32)
     pixels = np.clip(255 * image + 0.5, 0, 255).astype(np.uint8)
-    return Scene(pixels.transpose(1, 2, 0).copy(), mask, np.array(boxes, np.float64), label)
+    array = np.array(boxes, np.float64).reshape(-1, 4)
+    return Scene(pixels.transpose(1, 2, 0).copy(), mask, array, label)
 
 
 def render_hue_scene(index: int, *, seed: int = 0, size: int = 96, num_classes: int = 4) -> Scene:

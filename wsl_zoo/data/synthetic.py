@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import partial
 from typing import Any, Literal
 
 import numpy as np
@@ -13,6 +14,7 @@ from wsl_zoo.data.transforms import Sample
 
 Cue = Literal["texture", "hue"]
 RENDER = {"texture": render_scene, "hue": render_hue_scene}
+NEGATIVE = "none"
 
 # Splits are disjoint ranges of the scene index.
 SPLIT_OFFSET = {"train": 0, "val": 10_000_000, "test": 20_000_000}
@@ -28,6 +30,7 @@ class SceneSource:
         size: Side in pixels.
         num_classes: Number K of classes.
         cue: What the class is: "texture" or "hue".
+        negatives: With texture, one more class, of scenes without objects.
     """
 
     has_masks = True
@@ -41,13 +44,15 @@ class SceneSource:
         size: int,
         num_classes: int,
         cue: Cue = "texture",
+        negatives: bool = False,
     ) -> None:
         self.count = count
         self.offset = offset
         self.seed = seed
         self.size = size
-        self.num_classes = num_classes
-        self.cue = cue
+        self.render = partial(RENDER[cue], seed=seed, size=size, num_classes=num_classes)
+        if negatives:
+            self.render = partial(self.render, negatives=True)
 
     def __len__(self) -> int:
         return self.count
@@ -56,9 +61,7 @@ class SceneSource:
         """Render scene `index`."""
         if not 0 <= index < self.count:
             raise IndexError(f"scene {index} of {self.count}")
-        scene = RENDER[self.cue](
-            self.offset + index, seed=self.seed, size=self.size, num_classes=self.num_classes
-        )
+        scene = self.render(self.offset + index)
         return Sample(
             image=scene.image,
             label=scene.label,
@@ -82,6 +85,7 @@ class SyntheticData(ZooDataModule):
         test: Number of test images.
         classes: Number K of classes.
         cue: What the class is: "texture" or "hue".
+        negatives: With texture, one more class, "none", whose images hold no object.
         scene_seed: Seed of the scenes (apart from `seed`, so that runs share their data).
         image_size: Side of the images in pixels.
         cache: Keep rendered scenes in memory.
@@ -95,31 +99,42 @@ class SyntheticData(ZooDataModule):
         test: int = 200,
         classes: int = 4,
         cue: Cue = "texture",
+        negatives: bool = False,
         scene_seed: int = 0,
         image_size: int = 96,
         cache: bool = True,
         **kwargs: Any,
     ) -> None:
         super().__init__(image_size=image_size, cache=cache, **kwargs)
-        if not 2 <= classes <= len(TEXTURES):
-            raise ValueError(f"classes={classes} must be between 2 and {len(TEXTURES)}")
-        if min(train, val, test) < classes:
+        least = 1 if negatives else 2
+        if not least <= classes <= len(TEXTURES):
+            raise ValueError(f"classes={classes} must be between {least} and {len(TEXTURES)}")
+        if negatives and cue != "texture":
+            raise ValueError(f'negatives=True needs cue="texture", got {cue!r}')
+        if min(train, val, test) < classes + negatives:
             raise ValueError(
-                f"train={train}, val={val}, test={test}: every split needs all {classes} classes"
+                f"train={train}, val={val}, test={test}: every split needs all "
+                f"{classes + negatives} classes"
             )
         self.counts = {"train": train, "val": val, "test": test}
         if cue not in RENDER:
             raise ValueError(f"cue={cue!r} must be one of {', '.join(RENDER)}")
         self.classes = classes
         self.cue: Cue = cue
+        self.negatives = negatives
         self.scene_seed = scene_seed
 
     @property
     def class_names(self) -> list[str]:
-        """Names of the textures, or numbers of the hues."""
+        """Names of the textures, or numbers of the hues; "none" last, with `negatives`."""
         if self.cue == "hue":
             return [f"hue {k}" for k in range(self.classes)]
-        return list(TEXTURES)[: self.classes]
+        return [*TEXTURES[: self.classes], *([NEGATIVE] if self.negatives else [])]
+
+    @property
+    def negative_class(self) -> int | None:
+        """The class "none", with `negatives`."""
+        return self.classes if self.negatives else None
 
     def read(self) -> dict[str, Source]:
         """Return a source per split."""
@@ -131,6 +146,7 @@ class SyntheticData(ZooDataModule):
                 self.train_resize,
                 self.classes,
                 self.cue,
+                self.negatives,
             )
             for split, count in self.counts.items()
         }

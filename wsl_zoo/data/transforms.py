@@ -13,6 +13,7 @@ import random
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+import cv2
 import numpy as np
 import torch
 from PIL import Image
@@ -40,6 +41,8 @@ class Sample:
         group: Patient, case or video.
         path: Where the image came from.
         size: (height, width) before any resizing.
+        cam: (H, W) float32 in [0, 1], a class map that follows the geometry of the image, or None.
+        raw: (H, W, 3) uint8, the image without the jitter of its colours; None: `image` has none.
     """
 
     image: np.ndarray
@@ -49,6 +52,8 @@ class Sample:
     group: str = ""
     path: str = ""
     size: tuple[int, int] = (0, 0)
+    cam: np.ndarray | None = None
+    raw: np.ndarray | None = None
 
 
 def resize_image(image: np.ndarray, size: tuple[int, int]) -> np.ndarray:
@@ -73,6 +78,13 @@ def resize_mask(mask: np.ndarray, size: tuple[int, int]) -> np.ndarray:
     return np.asarray(mask[rows[:, None], columns])
 
 
+def resize_cam(cam: np.ndarray, size: tuple[int, int]) -> np.ndarray:
+    """Resize a map (h, w) float32 to `size` = (height, width), bilinear without aligned corners."""
+    if cam.shape == size:
+        return cam
+    return np.asarray(cv2.resize(cam, size[::-1], interpolation=cv2.INTER_LINEAR))
+
+
 def resize_boxes(boxes: np.ndarray, old: tuple[int, int], new: tuple[int, int]) -> np.ndarray:
     """Scale (n, 4) xyxy boxes from an image of size `old` to `new` (height, width), in float64."""
     scale = np.array([new[1], new[0], new[1], new[0]], dtype=np.float64)
@@ -81,7 +93,7 @@ def resize_boxes(boxes: np.ndarray, old: tuple[int, int], new: tuple[int, int]) 
 
 
 def resize(sample: Sample, size: tuple[int, int]) -> Sample:
-    """Resize image, mask and boxes together."""
+    """Resize image, mask, boxes and class map together."""
     old = (sample.image.shape[0], sample.image.shape[1])
     return Sample(
         image=resize_image(sample.image, size),
@@ -91,11 +103,14 @@ def resize(sample: Sample, size: tuple[int, int]) -> Sample:
         group=sample.group,
         path=sample.path,
         size=sample.size,
+        cam=None if sample.cam is None else resize_cam(sample.cam, size),
     )
 
 
 class Augment:
     """Random crop, flips and colour jitter of image, mask and boxes, a pure function of a seed.
+
+    A class map follows crop and flips as a mask does, and sees no jitter.
 
     Boxes are clipped to the crop; those of less than one square pixel are dropped.
 
@@ -138,6 +153,7 @@ class Augment:
                 )
             )
         self.crop = crop
+        self.jitters = color_jitter is not None
         self.identity = crop is None and not (hflip or vflip or rotate90 or color_jitter)
         """Whether it leaves every sample as it is."""
         self.pipeline = A.Compose(
@@ -149,6 +165,7 @@ class Augment:
                 clip=True,
                 filter_invalid_bboxes=True,  # else a box without extent ends the run
             ),
+            additional_targets={"cam": "mask", "raw": "mask"},
         )
 
     def __call__(self, sample: Sample, seed: int) -> Sample:
@@ -169,6 +186,10 @@ class Augment:
         arguments = {"image": sample.image, "bboxes": boxes, "box_ids": np.arange(len(boxes))}
         if sample.mask is not None:
             arguments["mask"] = sample.mask
+        if sample.cam is not None:
+            arguments["cam"] = sample.cam
+        if self.jitters:
+            arguments["raw"] = sample.image  # as a mask: cropped and flipped only
         out = self.pipeline(**arguments)
         return Sample(
             image=out["image"],
@@ -180,6 +201,8 @@ class Augment:
             group=sample.group,
             path=sample.path,
             size=sample.size,
+            cam=out["cam"] if sample.cam is not None else None,
+            raw=out["raw"] if self.jitters else None,
         )
 
 

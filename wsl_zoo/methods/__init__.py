@@ -5,15 +5,20 @@ from wsl_zoo.methods.adl import ADL
 from wsl_zoo.methods.base import ZooModule
 from wsl_zoo.methods.cam import CAMClassifier
 from wsl_zoo.methods.cutmix import CutMix
+from wsl_zoo.methods.fcam import FCAM
 from wsl_zoo.methods.has import HaS
+from wsl_zoo.methods.negev import NEGEV
 from wsl_zoo.methods.nlccam import NLCCAM
 from wsl_zoo.methods.sat import SAT
 from wsl_zoo.methods.scm import SCM
 from wsl_zoo.methods.spg import SPG
 from wsl_zoo.methods.tscam import TSCAM
+from wsl_zoo.methods.unet import SupervisedUNet
 
 __all__ = [
     "ADL",
+    "FCAM",
+    "NEGEV",
     "NLCCAM",
     "SAT",
     "SCM",
@@ -23,5 +28,6 @@ __all__ = [
     "CAMClassifier",
     "CutMix",
     "HaS",
+    "SupervisedUNet",
     "ZooModule",
 ]

@@ -1,0 +1,181 @@
+"""One run of a pipeline: a `wsl-zoo fit` in a process of its own, recorded and resumable."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import shlex
+import shutil
+import signal
+import subprocess
+import sys
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, NoReturn
+
+from wsl_zoo import reports
+
+
+@dataclass(frozen=True)
+class Job:
+    """One run of a pipeline.
+
+    Attributes:
+        root: The pipeline's output folder.
+        folder: Its run folder below that.
+        cells: What tells it apart: method, seed, fold.
+        args: Arguments of its `fit`.
+        inputs: Reference in `args` -> the checkpoint of another run that it stands for.
+        order: Place of its method in the pipeline's file, and so in the table.
+    """
+
+    root: Path
+    folder: Path
+    cells: dict[str, Any]
+    args: list[str]
+    inputs: Mapping[str, Path] = field(default_factory=dict)
+    order: int = 0
+
+    @property
+    def needs(self) -> set[Path]:
+        """Folders of the runs that must be finished before."""
+        return {path.parents[1] for path in self.inputs.values()}
+
+
+def is_finished(job: Job) -> bool:
+    """Return whether a job was run to its end.
+
+    Raises:
+        ValueError: The folder holds a run with other arguments, or from other checkpoints.
+    """
+    before = _record(job.folder)
+    if before.get("args", job.args) != job.args:
+        raise ValueError(
+            f"{job.folder} was run with other arguments:\n  then: {shlex.join(before['args'])}\n"
+            f"  now:  {shlex.join(job.args)}\nChoose another output, or remove the folder."
+        )
+    for reference, digest in before.get("inputs", {}).items():
+        folder = job.inputs[reference].parents[1]
+        path = _found(job.inputs[reference])
+        if not _record(folder).get("finished") or (path and _digest(path) != digest):
+            raise ValueError(
+                f"{job.folder} was run from another {reference}: {folder} was made anew, or "
+                f"removed, since. Remove {job.folder} as well, or choose another output."
+            )
+    return bool(before.get("finished"))
+
+
+def execute(job: Job) -> bool:
+    """Run a job unless it is finished; return whether it ran.
+
+    Raises:
+        RuntimeError: The run failed; a later call resumes it.
+        ValueError: The folder holds a run with other arguments, or from other checkpoints.
+    """
+    if is_finished(job):
+        _write(job, _record(job.folder) | {"order": job.order})  # the file may have changed
+        return False
+    args, digests = list(job.args), {}
+    for reference, asked in job.inputs.items():
+        path = _found(asked)
+        if path is None:
+            raise RuntimeError(f"{job.folder} needs {asked}, which that run did not keep")
+        if path != asked:
+            print(f"  {reference} is {path.stem}: nothing to select {asked.stem} by", flush=True)
+        args = [arg.replace(reference, str(path)) for arg in args]
+        digests[reference] = _digest(path)
+    state = {"cells": job.cells, "order": job.order, "args": job.args, "inputs": digests}
+    job.folder.mkdir(parents=True, exist_ok=True)
+    _write(job, state | {"finished": False})
+    command = [sys.executable, "-m", "wsl_zoo", "fit", *args, "--run_dir", str(job.folder)]
+    checkpoints = job.folder / "checkpoints"
+    if (checkpoints / "last.ckpt").is_file():
+        command += ["--ckpt_path", str(checkpoints / "last.ckpt")]
+    elif checkpoints.is_dir():  # killed in its first epoch: nothing to go on from
+        shutil.rmtree(checkpoints)
+    log = job.folder / "log.txt"
+    status = launch(command, log)
+    if status:
+        tail = "\n".join(log.read_text(encoding="utf-8", errors="replace").splitlines()[-15:])
+        raise RuntimeError(f"{job.folder} failed (exit {status}); {log} ends:\n{tail}")
+    _write(job, state | {"finished": True})
+    return True
+
+
+def execute_all(jobs: Sequence[Job]) -> tuple[list[Path], list[Path]]:
+    """Run jobs in their order; one that fails stops only those that need it.
+
+    Returns:
+        Folders of the jobs that failed, and of those that were not run because of them.
+
+    Raises:
+        ValueError: A folder holds a run with other arguments, or from other checkpoints; nothing
+            is run then.
+    """
+    for job in jobs:
+        is_finished(job)
+    failed: list[Path] = []
+    waiting: list[Path] = []
+    for i, job in enumerate(jobs, start=1):
+        print(f"[{i}/{len(jobs)}] {job.folder}", flush=True)
+        lacking = job.needs.intersection([*failed, *waiting])
+        if lacking:
+            print(f"  not run: it needs {', '.join(map(str, lacking))}", flush=True)
+            waiting.append(job.folder)
+            continue
+        try:
+            if not execute(job):
+                print("  finished before", flush=True)
+        except RuntimeError as error:
+            print(f"  {error}", file=sys.stderr, flush=True)
+            failed.append(job.folder)
+    return failed, waiting
+
+
+def launch(command: Sequence[str], log: Path) -> int:
+    """Run a command with its output in a file; return its exit status.
+
+    When this process is interrupted or terminated, so is the run, which then writes `last.ckpt`.
+    """
+
+    def stop(*_: object) -> NoReturn:
+        raise SystemExit(128 + signal.SIGTERM)
+
+    before = signal.signal(signal.SIGTERM, stop)
+    try:
+        with (
+            log.open("a", encoding="utf-8") as file,
+            subprocess.Popen(command, stdout=file, stderr=subprocess.STDOUT) as process,
+        ):
+            try:
+                return process.wait()
+            except BaseException:
+                process.terminate()
+                process.wait()
+                raise
+    finally:
+        signal.signal(signal.SIGTERM, before)
+
+
+def _found(path: Path) -> Path | None:
+    """Return a checkpoint that a run kept; in place of a missing `best_loc`, `best_cl`."""
+    others = [path.with_stem("best_cl")] if path.stem == "best_loc" else []
+    return next((p for p in (path, *others) if p.is_file()), None)
+
+
+def _digest(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def _record(folder: Path) -> dict[str, Any]:
+    path = folder / reports.JOB
+    record: dict[str, Any] = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
+    return record
+
+
+def _write(job: Job, record: Mapping[str, Any]) -> None:
+    partial = job.folder / f".{reports.JOB}.partial"
+    partial.write_text(json.dumps(record, indent=1), encoding="utf-8")
+    partial.replace(job.folder / reports.JOB)

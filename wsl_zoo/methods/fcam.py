@@ -1,0 +1,389 @@
+"""F-CAM: a decoder that refines class activation maps to full resolution, without pixel labels.
+
+Paper: Belharbi et al., "F-CAM: Full Resolution Class Activation Maps via Guided Parametric
+Upscaling", WACV 2022 (arXiv 2109.07069).
+Loss: w_s mean_{labelled p} CE(Z_p, Y_p) + w_crf L_crf(S) + w_size L_size(S) [+ w_h H(S)].
+Map: S_1, the softmax of the decoder's logits Z; never min-max normalised.
+
+Stage 1 trains a classifier (`CAMClassifier`). Stage 2, this class, takes its encoder and head from
+`classifier` (`best_cl`), freezes them and trains a U-Net decoder. Each step draws a few foreground
+and background pixels Y anew from the class map of the true label, which a second copy of the
+classifier, `seeder` (`best_loc`), reads. Foreground is what the map of the *true* class shows, so
+the decoder's map is class-agnostic, and needs no gradient and no CAM at test time.
+
+Deviations: the loss on seeds is the mean over the labelled pixels of the batch, as the published
+code has it (the paper writes a sum). The untrained decoder is no candidate of `best_loc`. Seeds
+depend on (seed, epoch, step, process) through a generator of their own; the published code reseeds
+the global one.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Iterable
+from typing import Any, Literal
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from wsl_zoo.cams import normalize_map
+from wsl_zoo.checkpoints import load_checkpoint, read_checkpoint
+from wsl_zoo.data import ZooDataModule
+from wsl_zoo.data.transforms import normalize
+from wsl_zoo.heads import UNetDecoder
+from wsl_zoo.losses import SAMPLERS, DenseCRF, SizeConstraint, pixel_entropy, seed_loss
+from wsl_zoo.methods.base import ZooModule
+from wsl_zoo.methods.cam import HEADS, CAMClassifier, Head, Map, build
+from wsl_zoo.types import Batch, Output, Target
+
+SAME_AS_STAGE_1 = (
+    "encoder",
+    "in_chans",
+    "stride",
+    "stride_mode",
+    "form",
+    "img_size",
+    "head",
+    "head_args",
+)
+TERMS = ("seed", "crf", "size", "entropy")
+
+Sampler = Literal["threshold", "probability", "probability_negative_area", "uniform", "weighted"]
+
+
+class FCAM(ZooModule):
+    """Frozen classifier and a decoder trained on pixels drawn from its class maps.
+
+    Defaults are those of CUB with a ResNet-50: SGD at a constant rate of 0.01, 50 epochs, batches
+    of 32. Encoder and head must be those of stage 1 (`encoder`, `stride`, `head`, ...).
+
+    Args:
+        classifier: Checkpoint of a `CAMClassifier` (or HaS, CutMix, ...): the encoder and head.
+            Read when training starts, as `seeder` is; a trained checkpoint needs neither.
+        seeder: Checkpoint whose class maps seed: any method of the zoo. None: `classifier`.
+        head: Pooling head of the classifier; see `CAMClassifier`.
+        head_args: Its arguments.
+        cam: Which map the seeder reads, as of `CAMClassifier`; None: the one it was trained with.
+        cam_layer: Layer that it is read at; goes with `cam`.
+        cam_args: Arguments of the map; go with `cam`.
+        cam_source: "cached": maps of the whole training images are read once, kept small
+            (N, h, w), and cropped and flipped with the images; "live": read anew from every
+            augmented image. They are not the same maps.
+        sampler: How seeds are drawn: "threshold" (F-CAM: Otsu, eroded), "probability" (NEGEV),
+            "probability_negative_area", "uniform" and "weighted" (TCAM, CoLo-CAM).
+        sampler_args: Arguments of the sampler, e.g. `{"min_p": 0.2}`; see `wsl_zoo.losses.seeds`.
+        seed_weight: Weight of the cross-entropy on seeds.
+        crf_weight: Weight of the dense CRF loss; 2e-9 belongs to the permutohedral lattice.
+        crf_args: Arguments of `wsl_zoo.losses.DenseCRF`.
+        size_weight: Weight of the absolute size constraint.
+        size_args: Arguments of `wsl_zoo.losses.SizeConstraint` (barrier t, factor, t_max).
+        entropy_weight: Weight of the mean entropy of pixels, in bits.
+        windows: First and last epoch (from 1; -1: no end) of terms that are not always on, e.g.
+            `{"crf": [5, -1]}`.
+        self_training_epoch: From this epoch on (from 1), seeds come from the map of the best
+            decoder so far (`best_loc`, else `best_cl`). None: never.
+        freeze_classifier: Hold encoder and head; False adds the cross-entropy of classes, `ce`, and
+            trains both at the rates of `ZooModule`. The decoder never sends gradients to them.
+        decoder_args: Arguments of `wsl_zoo.heads.UNetDecoder`.
+        lr: Rate of the decoder.
+        step_size: Epochs between two decays.
+        min_lr: Floor of the rate.
+        **kwargs: See `ZooModule`.
+
+    Raises:
+        ValueError: Unknown sampler, head, map or term.
+    """
+
+    def __init__(
+        self,
+        classifier: str | None = None,
+        seeder: str | None = None,
+        head: Head = "wgap",
+        head_args: dict[str, Any] | None = None,
+        cam: Map | None = None,
+        cam_layer: int | str = -1,
+        cam_args: dict[str, Any] | None = None,
+        cam_source: Literal["cached", "live"] = "cached",
+        sampler: Sampler = "threshold",
+        sampler_args: dict[str, Any] | None = None,
+        seed_weight: float = 1.0,
+        crf_weight: float = 2.0e-9,
+        crf_args: dict[str, Any] | None = None,
+        size_weight: float = 0.1,
+        size_args: dict[str, Any] | None = None,
+        entropy_weight: float = 0.0,
+        windows: dict[str, list[int]] | None = None,
+        self_training_epoch: int | None = None,
+        freeze_classifier: bool = True,
+        decoder_args: dict[str, Any] | None = None,
+        lr: float = 0.01,
+        step_size: int = 1000,
+        min_lr: float = 1.0e-7,
+        **kwargs: Any,
+    ) -> None:
+        super().__init__(lr=lr, step_size=step_size, min_lr=min_lr, **kwargs)
+        if cam_source not in ("cached", "live"):
+            raise ValueError(f'cam_source={cam_source!r} must be "cached" or "live"')
+        if cam is None and (cam_args is not None or cam_layer != -1):
+            raise ValueError("cam_layer and cam_args go with cam=, which is not given")
+        for term, window in (windows or {}).items():
+            if term not in TERMS or len(window) != 2:
+                raise ValueError(
+                    f"windows={{{term!r}: {window}}}: give [first, last] for {', '.join(TERMS)}"
+                )
+        self.head = build(
+            "head", HEADS, head, head_args, self.encoder.final_channels, self.num_classes
+        )
+        self.decoder = UNetDecoder(
+            self.encoder.channels, self.encoder.strides, **(decoder_args or {})
+        )
+        self.sampler = build("sampler", SAMPLERS, sampler, sampler_args)
+        self.crf = DenseCRF(**(crf_args or {}))
+        self.size = SizeConstraint(**(size_args or {}))
+        # In a list, so that it is no part of the weights: a trained model needs no seeder.
+        self._seeder: list[ZooModule] = []
+        self._best: list[nn.Module] = []
+        self._best_of_epoch = -1
+
+    def frozen(self) -> Iterable[nn.Module]:
+        """Return encoder and head, unless they are trained."""
+        return [self.encoder, self.head] if self.hparams["freeze_classifier"] else []
+
+    def param_groups(self) -> list[dict[str, Any]]:
+        """Return the decoder, and the groups of the classifier if it is trained."""
+        decoder = list(self.decoder.parameters())
+        own = {id(p) for p in decoder}
+        groups = super().param_groups()
+        for group in groups:
+            group["params"] = [p for p in group["params"] if id(p) not in own]
+        first = {"name": "decoder", "params": decoder, "lr": self.hparams["lr"]}
+        return [first, *(group for group in groups if group["params"])]
+
+    # Stage 1 -----------------------------------------------------------------------------------
+
+    def load_start_weights(self) -> None:
+        """Take encoder and head from the classifier of stage 1.
+
+        Raises:
+            ValueError: There is none, or it is another network.
+        """
+        path = self.hparams["classifier"]
+        if path is None:
+            raise ValueError(
+                f"{type(self).__name__} needs the classifier of stage 1: "
+                "--model.classifier runs/.../checkpoints/best_cl.ckpt"
+            )
+        source = load_checkpoint(path)
+        if not isinstance(source, CAMClassifier):
+            raise ValueError(f"classifier={path} holds a {type(source).__name__}: no CAMClassifier")
+        self._check_stage_1("classifier", path, source)
+        for name in SAME_AS_STAGE_1:
+            own, theirs = self.hparams[name], source.hparams[name]
+            if own != theirs:
+                raise ValueError(
+                    f"classifier={path} was trained with {name}={theirs!r}, this model has "
+                    f"{own!r}: set model.{name} to {theirs!r}"
+                )
+        if source.encoder.mean != self.encoder.mean or source.encoder.std != self.encoder.std:
+            raise ValueError(
+                f"classifier={path} saw images normalised with mean {source.encoder.mean} and std "
+                f"{source.encoder.std}, this model has {self.encoder.mean} and {self.encoder.std}"
+            )
+        self.encoder.load_state_dict(source.encoder.state_dict())
+        self.head.load_state_dict(source.head.state_dict())
+
+    def _check_stage_1(self, what: str, path: str, source: ZooModule) -> None:
+        if source.class_names != self.class_names:
+            raise ValueError(
+                f"{what}={path} knows the classes {', '.join(source.class_names)}, this model "
+                f"{', '.join(self.class_names)}"
+            )
+
+    @property
+    def seeder(self) -> ZooModule:
+        """The model whose class maps seed, in eval mode; read at the first use.
+
+        Raises:
+            ValueError: Neither `seeder` nor `classifier` is given, or it knows other classes.
+        """
+        if not self._seeder:
+            h = self.hparams
+            path = h["seeder"] or h["classifier"]
+            if path is None:
+                raise ValueError(
+                    f"{type(self).__name__} needs a model to seed from: --model.seeder "
+                    "runs/.../checkpoints/best_loc.ckpt"
+                )
+            source = load_checkpoint(path, self.device).to(self.device)
+            self._check_stage_1("seeder", path, source)
+            if h["cam"] is not None:
+                if not isinstance(source, CAMClassifier):
+                    raise ValueError(
+                        f"cam={h['cam']!r}: seeder={path} is a {type(source).__name__}, which has "
+                        "a map of its own"
+                    )
+                source.read_map(h["cam"], h["cam_layer"], h["cam_args"])
+            self._seeder = [source.requires_grad_(requires_grad=False)]
+        return self._seeder[0]
+
+    def on_fit_start(self) -> None:
+        """Read stage 1; with `cam_source="cached"`, read the class maps of all training images."""
+        super().on_fit_start()
+        self._seeder.clear()
+        self._best_of_epoch = -1
+        if self.hparams["cam_source"] == "cached":
+            self._cache_cams()
+
+    def _cache_cams(self) -> None:
+        data = getattr(self.trainer, "datamodule", None)
+        if not isinstance(data, ZooDataModule):
+            raise ValueError(
+                'cam_source="cached" needs a data module of wsl_zoo, which cuts the maps as it '
+                'cuts the images; with other loaders use cam_source="live"'
+            )
+        cams = torch.zeros(0)
+        for batch in data.whole_images("train"):
+            batch = data.transfer_batch_to_device(batch, self.device, 0)
+            maps = self.seed_maps(data.on_after_batch_transfer(batch, 0))
+            if not len(cams):
+                cams = maps.new_zeros(len(data.sources["train"]), *maps.shape[1:])
+            own = batch["valid"]
+            cams[batch["index"][own]] = maps[own]
+        # Every process has read its share; those of the others are zero.
+        data.cams = self.trainer.strategy.reduce(cams, reduce_op="sum").cpu()
+
+    # Seeds -------------------------------------------------------------------------------------
+
+    def seed_maps(self, batch: Batch) -> Tensor:
+        """Read the seeder's maps of the labels: (B, h, w) in [0, 1], a constant one becomes 0."""
+        seeder = self.seeder.to(self.device)
+        # Without paths: a classifier that keeps features by path would take a crop for the image.
+        own: Any = {key: value for key, value in batch.items() if key != "path"}
+        encoder = seeder.encoder
+        if "raw" in batch and (encoder.mean, encoder.std) != (self.encoder.mean, self.encoder.std):
+            own["image"] = normalize(batch["raw"], encoder.mean, encoder.std)
+        with torch.no_grad():
+            maps = seeder.class_map(own, seeder(own), batch["label"])
+        return normalize_map(maps, relu=seeder.drops_negative)
+
+    def seeds(self, batch: Batch, output: Output) -> Tensor:
+        """Draw seeds (B, H, W) int64: 1 foreground, 0 background, -255 neither."""
+        assert output.map is not None
+        start = self.hparams["self_training_epoch"]
+        if start is not None and self.current_epoch + 1 >= start:
+            cams = self._best_map(output)
+        elif "cam" in batch:
+            cams = batch["cam"]
+        else:
+            cams = self.seed_maps(batch)
+        cams = _resize(cams.float(), output.map.shape[-2:])
+        # The step's seed, in a stream of its own: what else is drawn does not change the seeds.
+        generator = torch.Generator(cams.device).manual_seed(torch.initial_seed())
+        seeds: Tensor = self.sampler(cams, generator)
+        return seeds
+
+    def _best_map(self, output: Output) -> Tensor:
+        """Return the map of the best decoder so far, (B, H, W)."""
+        assert output.pyramid is not None
+        assert output.map is not None
+        if self._best_of_epoch != self.current_epoch:
+            kept = {
+                getattr(callback, "kind", ""): getattr(callback, "best_model_path", "")
+                for callback in self.trainer.checkpoint_callbacks
+            }
+            path = kept.get("loc") or kept.get("cl")
+            best = copy.deepcopy(self.decoder)
+            if path:
+                state = read_checkpoint(path, self.device)["state_dict"]
+                prefix = "decoder."
+                best.load_state_dict(
+                    {k[len(prefix) :]: v for k, v in state.items() if k.startswith(prefix)}
+                )
+            self._best = [best.eval()]
+            self._best_of_epoch = self.current_epoch
+        with torch.no_grad():
+            logits = self._best[0](output.pyramid, output.map.shape[-2:])
+        return foreground(logits)
+
+    # Forward and loss --------------------------------------------------------------------------
+
+    def forward(self, batch: Batch) -> Output:
+        """Return `logits` (B, K), `map` Z (B, 2, H, W), `final` and `pyramid` (detached)."""
+        image = batch["image"]
+        learns = torch.is_grad_enabled() and not self.hparams["freeze_classifier"]
+        with torch.set_grad_enabled(learns):
+            final, levels = self.encoder(image)
+            logits = self.head(final)[0]
+        levels = [level.detach() for level in levels]
+        return Output(
+            logits=logits,
+            map=self.decoder(levels, image.shape[-2:]),
+            final=final,
+            pyramid=levels,
+        )
+
+    def is_on(self, term: str) -> bool:
+        """Return whether a term is on in this epoch, which are counted from 1."""
+        first, last = (self.hparams["windows"] or {}).get(term, (1, -1))
+        return first <= self.current_epoch + 1 and (last == -1 or self.current_epoch + 1 <= last)
+
+    def loss(self, batch: Batch, output: Output) -> dict[str, Tensor]:
+        """Return the terms that are on: `seed`, `crf`, `size`, `entropy`, `ce`."""
+        assert output.map is not None
+        assert output.logits is not None
+        h = self.hparams
+        terms: dict[str, Tensor] = {}
+        with torch.autocast(output.map.device.type, enabled=False):
+            logits = output.map.float()
+            probabilities = logits.softmax(dim=1)
+            if self._counts("seed"):
+                terms["seed"] = h["seed_weight"] * seed_loss(logits, self.seeds(batch, output))
+            if self._counts("crf"):
+                terms["crf"] = h["crf_weight"] * self.crf(probabilities, self._pixels(batch))
+            if self._counts("size"):
+                terms["size"] = h["size_weight"] * self.size(probabilities)
+            if self._counts("entropy"):
+                terms["entropy"] = h["entropy_weight"] * pixel_entropy(probabilities)
+            if not h["freeze_classifier"]:
+                terms["ce"] = F.cross_entropy(output.logits.float(), batch["label"])
+            # Where all is off, the optimiser still needs a graph.
+            return terms or {"seed": 0.0 * logits.sum()}
+
+    def _counts(self, term: str) -> bool:
+        return bool(self.hparams[f"{term}_weight"]) and self.is_on(term)
+
+    def _pixels(self, batch: Batch) -> Tensor:
+        """Return colours in 0..255, (B, 3, H, W): of loaders that give no `raw`, from the image."""
+        if "raw" in batch:
+            return batch["raw"]
+        image = batch["image"].float()
+        mean, std = (
+            image.new_tensor(values).view(1, -1, 1, 1)
+            for values in (self.encoder.mean, self.encoder.std)
+        )
+        return (255 * (image * std + mean)).clamp(0, 255)
+
+    # Maps --------------------------------------------------------------------------------------
+
+    def class_map(self, batch: Batch, output: Output, index: Tensor) -> Tensor:
+        """Return S_1 (B, H, W), the same for every class."""
+        assert output.map is not None
+        return foreground(output.map)
+
+    def localize(self, batch: Batch, output: Output, target: Target = "label") -> Tensor:
+        """Return S_1 (B, H, W), the same for every target, as it is: no min-max."""
+        assert output.map is not None
+        return _resize(foreground(output.map), batch["image"].shape[-2:])
+
+
+def foreground(logits: Tensor) -> Tensor:
+    """S_1 (B, H, W) float32 of decoder logits (B, 2, H, W)."""
+    return logits.float().softmax(dim=1)[:, 1]
+
+
+def _resize(maps: Tensor, size: Iterable[int]) -> Tensor:
+    """Bring maps (B, h, w) to `size`, bilinear without aligned corners."""
+    if tuple(size) == tuple(maps.shape[-2:]):
+        return maps
+    return F.interpolate(maps[:, None], tuple(size), mode="bilinear", align_corners=False)[:, 0]
