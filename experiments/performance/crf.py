@@ -18,6 +18,7 @@ the fitted error is what the best factor leaves.
 import argparse
 import os
 from collections.abc import Callable
+from functools import partial
 from importlib.metadata import version
 from statistics import median
 from time import perf_counter
@@ -32,6 +33,7 @@ from wsl_zoo.losses import DenseCRF, JointColorCRF
 
 BATCH = 8
 SIZE = 224
+Side = Callable[[], object]
 CONSOLE = Console(width=None if os.isatty(1) else 120)
 
 PER_IMAGE: dict[str, nn.Module] = {
@@ -56,7 +58,7 @@ def evaluate(crf: nn.Module, probs: Tensor, raw: Tensor) -> tuple[Tensor, Tensor
     return loss.detach(), torch.autograd.grad(loss, probs)[0]
 
 
-def seconds(work: Callable[[], object], device: str = "cpu") -> float:
+def seconds(work: Side, device: str = "cpu") -> float:
     """Time a call until the device is idle."""
     if device == "cuda":
         torch.cuda.synchronize()
@@ -67,54 +69,65 @@ def seconds(work: Callable[[], object], device: str = "cpu") -> float:
     return perf_counter() - start
 
 
-def speed(raw: Tensor, device: str, repeats: int, threads: int) -> dict[str, float]:
-    """Return median ms per image of each side; the sides take turns."""
-    probs = blob_maps(SIZE, frames=len(raw))
-    there, pixels = probs.to(device), raw.to(device)
-    buffers = [(x, torch.empty_like(x)) for x in (pixels, there)]
+def median_ms(sides: dict[str, Side], images: int, repeats: int, device: str) -> dict[str, float]:
+    """Return median ms per image of each side, after a call that compiles; the sides take turns."""
+    times: dict[str, list[float]] = {name: [] for name in sides}
+    for turn in range(1 + repeats):
+        for name, work in sides.items():
+            taken = seconds(work, device)
+            if turn:
+                times[name].append(1e3 * taken / images)
+    return {name: median(taken) for name, taken in times.items()}
+
+
+def speed_rows(kind: str, images: Tensor, device: str, repeats: int) -> list[list[str]]:
+    """Return the times of all sides on `(B, 3, H, W)` images, on one thread and on all."""
+    maps = blob_maps(SIZE, frames=len(images))
+    probs, raw = maps.to(device), images.to(device)
+    buffers = [(x, torch.empty_like(x)) for x in (raw, probs)]
 
     def floor() -> None:
         for source, target in buffers:
             target.copy_(source)
 
-    sides: dict[str, Callable[[], object]] = {
-        name: lambda crf=crf: evaluate(crf, there, pixels)
+    def transcribed() -> None:
+        for pair in zip(maps, images, strict=True):
+            loss_and_gradient(*pair)
+
+    sides: dict[str, Side] = {
+        name: partial(evaluate, crf, probs, raw)
         for name, crf in PER_IMAGE.items()
         if "calibrated" not in name
     }
-    sides["floor"] = floor
-    if threads == 1:
-        sides["transcription"] = lambda: [
-            loss_and_gradient(*pair) for pair in zip(probs, raw, strict=True)
-        ]
-    torch.set_num_threads(threads)
-    times: dict[str, list[float]] = {name: [] for name in sides}
-    for turn in range(1 + repeats):
-        for name, work in sides.items():
-            if turn > 1 and name.startswith("grid") and device == "cpu":
-                continue  # seconds per call
-            taken = seconds(work, device)
-            if turn:
-                times[name].append(1e3 * taken / len(raw))
+    alone = median_ms(
+        {"floor": floor, "transcription": transcribed, **sides}, len(images), repeats, device
+    )
+    torch.set_num_threads(os.cpu_count() or 1)
+    together = median_ms(sides, len(images), repeats, device)
     torch.set_num_threads(1)
-    return {name: median(taken) for name, taken in times.items()}
+    return [
+        [
+            kind,
+            name,
+            f"{taken:.2f}",
+            f"{alone['transcription'] / taken:.2f}",
+            f"{taken / alone['floor']:.0f}",
+            f"{together[name]:.2f}" if name in together else "",
+        ]
+        for name, taken in alone.items()
+    ]
 
 
 def speed_table(device: str, repeats: int) -> Table:
-    """Return the times of all sides on photo-like images and on noise."""
-    every = os.cpu_count() or 1
+    """Return the times on photo-like images and on noise."""
     table = Table(title=f"ms per image, batch of {BATCH}, {repeats} repeats", title_justify="left")
-    for column in ("image", "side", "1 thread", "transcription / side", "side / floor"):
-        table.add_column(column, justify="left" if column in ("image", "side") else "right")
-    table.add_column(f"{every} threads", justify="right")
+    for column in ("images", "side", "1 thread", "transcription / side", "side / floor"):
+        table.add_column(column, justify="left" if column in ("images", "side") else "right")
+    table.add_column(f"{os.cpu_count()} threads", justify="right")
     for kind, make in (("photo-like", photo), ("noise", noise)):
-        raw = torch.cat([make(SIZE, seed) for seed in range(BATCH)])
-        one, many = (speed(raw, device, repeats, threads) for threads in (1, every))
-        for name, taken in one.items():
-            ratio = f"{one['transcription'] / taken:.2f}"
-            floor = f"{taken / one['floor']:.0f}"
-            others = f"{many[name]:.2f}" if name in many else ""
-            table.add_row(kind, name, f"{taken:.2f}", ratio, floor, others)
+        images = torch.cat([make(SIZE, seed) for seed in range(BATCH)])
+        for row in speed_rows(kind, images, device, repeats):
+            table.add_row(*row)
         table.add_section()
     return table
 
@@ -151,7 +164,7 @@ def error_table(sizes: list[int], joint: int) -> Table:
         table.add_row(name, "exact", f"{perf_counter() - start:.4f}")
         for backend, crf in (JOINT if kind else PER_IMAGE).items():
             found = evaluate(crf, probs, raw)
-            taken = min(seconds(lambda crf=crf: evaluate(crf, probs, raw)) for _ in range(3))
+            taken = min(seconds(partial(evaluate, crf, probs, raw)) for _ in range(3))
             table.add_row(name, backend, f"{taken:.4f}", *error_row(*found, *true))
         table.add_section()
     return table
@@ -160,7 +173,7 @@ def error_table(sizes: list[int], joint: int) -> Table:
 def main() -> None:
     """Read the options and print the tables."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
-    parser.add_argument("--repeats", type=int, default=15)
+    parser.add_argument("--repeats", type=int, default=7)
     parser.add_argument("--quick", action="store_true", help="rough numbers in about a minute")
     parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu", help="of the times")
     options = parser.parse_args()

@@ -6,7 +6,7 @@ import torch
 
 from tests.losses import transcription
 from tests.losses.transcription import blob_maps, noise, photo
-from wsl_zoo.losses import DenseCRF, bilateral_apply, permutohedral
+from wsl_zoo.losses import DenseCRF, bilateral_apply, grid, permutohedral
 from wsl_zoo.losses.exact import Points
 from wsl_zoo.losses.lattice import Packing, Workspace, filter_on_cpu
 from wsl_zoo.losses.permutohedral import filter_anywhere, scales
@@ -181,6 +181,18 @@ def test_quadratic_grid_is_the_sum(name, size):
     found = compare(DenseCRF(backend="grid"), IMAGES[name](size))
     assert found["loss"] <= 0.005
     assert found["raw"] <= 0.006
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@pytest.mark.parametrize("orders", [(1, 1, 1), (2, 2, 2), (3, 3, 3), (1, 3, 2, 1, 2)])
+def test_compiled_grid_is_the_torch_one(orders, dtype):
+    place = 6 * torch.rand(2, len(orders), 300, dtype=dtype)
+    values = torch.rand(2, 3, 300, dtype=dtype)
+    size = [9 + i for i in range(len(orders))]
+    compiled = grid.filter_on_cpu(place, values, [size, size], 0.5, orders)
+    plain = grid.filter_anywhere(place, values, size, 0.5, orders)
+    tolerance = 1e-5 if dtype == torch.float32 else 1e-12
+    torch.testing.assert_close(compiled, plain, rtol=tolerance, atol=0)
 
 
 def test_splines_of_higher_order_are_closer():

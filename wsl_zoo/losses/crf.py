@@ -20,6 +20,9 @@ Three back-ends approximate `W S`:
 `auto` is `exact` up to 4096 pixels and the default of the class above. The scale then changes by c
 from one to the other, and with it the meaning of the loss weight, unless `calibrated=True`.
 
+All maps are filtered, although for two of them `W S_0 = W 1 - W S_1`: W 1 is another map to filter,
+as W changes with every crop.
+
 Everything is computed in float32 (float64 for float64 maps), outside of autocast.
 """
 

@@ -10,7 +10,7 @@ from torch import Tensor
 CHUNK = 1 << 18
 """Pairs computed at once: 1 MB in float32, which stays in a core's cache."""
 
-CHUNK_GPU = 1 << 26
+CHUNK_GPU = 1 << 25
 
 
 @dataclass(frozen=True)

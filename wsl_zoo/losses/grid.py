@@ -12,10 +12,12 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator, Sequence
 
+import numpy as np
 import torch
 from torch import Tensor
 
 from wsl_zoo.losses.exact import Points
+from wsl_zoo.losses.grid_kernels import read, spread
 
 ORDERS = {"linear": 1, "quadratic": 2, "cubic": 3}
 
@@ -56,14 +58,14 @@ def grid_filter(
             f"a grid of {cells} cells is needed, more than {CELLS}; raise the sigmas or the "
             f"spacing ({spacing} now), or use backend='permutohedral' or 'exact'"
         )
-    group = 1
-    if features.device.type != "cpu":
-        group = max(1, min(len(values), GROUP // (cells * values.shape[1])))
+    if features.device.type == "cpu":
+        return filter_on_cpu(place, values, sizes, spacing, orders)
+    group = max(1, min(len(values), GROUP // (cells * values.shape[1])))
     parts = []
     for i in range(0, len(values), group):
         size = [max(column) for column in zip(*sizes[i : i + group], strict=True)]
         parts.append(
-            _filter_group(place[i : i + group], values[i : i + group], size, spacing, orders)
+            filter_anywhere(place[i : i + group], values[i : i + group], size, spacing, orders)
         )
     return torch.cat(parts)
 
@@ -98,10 +100,44 @@ def _splines(place: Tensor, order: int) -> tuple[Tensor, Tensor]:
     return first.long() + order // 2, torch.stack(weights)
 
 
-def _filter_group(
+def filter_on_cpu(
+    place: Tensor, values: Tensor, sizes: list[list[int]], spacing: float, orders: Sequence[int]
+) -> Tensor:
+    """Filter images on the CPU with compiled kernels, one after the other.
+
+    Args:
+        place: `(B, d, N)` in cells, from 0.
+        values: `(B, K, N)`.
+        sizes: Cells per axis of each image.
+        spacing: Of the cells, in standard deviations.
+        orders: Spline order per axis.
+
+    Returns:
+        `(B, K, N)`.
+    """
+    channels = values.shape[1]
+    most = channels * max(math.prod(size) for size in sizes)
+    tables = [values.new_empty(most) for _ in range(2)]
+    filtered = torch.empty_like(values, memory_format=torch.contiguous_format)
+    order = np.array(orders)
+    for points, value, out, size in zip(place, values.detach(), filtered, sizes, strict=True):
+        cells = math.prod(size)
+        source, target = (table[: cells * channels] for table in tables)
+        strides = np.array([math.prod(size[i + 1 :]) for i in range(len(size))])
+        where, maps = points.contiguous().numpy(), value.contiguous().numpy()
+        spread(where, maps, order, channels * strides, source.zero_().numpy())
+        for length, kind in zip(size, orders, strict=True):  # each moves its axis to the end
+            blur = _gaussian(length, spacing, kind, values)
+            torch.mm(source.view(length, -1).T, blur, out=target.view(-1, length))
+            source, target = target, source
+        read(where, source.view(channels, cells).numpy(), order, strides, out.numpy())
+    return filtered
+
+
+def filter_anywhere(
     place: Tensor, values: Tensor, size: list[int], spacing: float, orders: Sequence[int]
 ) -> Tensor:
-    """Filter some images whose grids have one size.
+    """Filter some images, in grids of one size, with torch operations.
 
     Args:
         place: `(G, d, N)` in cells, from 0.
