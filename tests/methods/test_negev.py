@@ -49,6 +49,18 @@ def test_of_negatives_only_every_pixel_is_background(tmp_path):
     assert (output.map.grad[:, 0] < 0).all()
 
 
+@pytest.mark.parametrize("labels", [(3, 3), (0, 1), (0, 3)])
+def test_half_precision_gives_no_nan(tmp_path, labels):
+    model = negev(tmp_path).train()
+    batch = with_labels(*labels)
+    with torch.autocast("cpu", torch.bfloat16):
+        terms = loss_of(model, batch, model(batch))
+    total = torch.stack(list(terms.values())).sum()
+    assert total.dtype == torch.float32
+    total.backward()
+    assert all(torch.isfinite(p.grad).all() for p in model.decoder.parameters())
+
+
 def test_of_positives_only_it_is_the_loss_on_seeds(tmp_path):
     model, output = negev(tmp_path), output_of()
     batch = with_labels(0, 1, 2, 0)

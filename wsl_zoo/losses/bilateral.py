@@ -9,7 +9,7 @@ from typing import Literal, get_args
 import torch
 from torch import Tensor
 
-from wsl_zoo.losses.exact import Points, exact_filter, gaussian, to_float
+from wsl_zoo.losses.exact import Points, exact_filter, exact_rows, to_float
 from wsl_zoo.losses.grid import check_spacing, grid_filter
 from wsl_zoo.losses.permutohedral import permutohedral_filter
 
@@ -82,7 +82,8 @@ def scale_factor(points: Points, filtered: Tensor) -> Tensor:
     steps = torch.arange(min(count, CALIBRATION_ROWS), dtype=torch.float64)
     rows = (count * (steps * ((5**0.5 - 1) / 2)).frac()).long().to(filtered.device)
     features = points.features()
-    exact = torch.stack([gaussian(image[:, rows], image).sum(1) for image in features])
+    ones = torch.ones_like(filtered[0])[:, None]
+    exact = torch.cat([exact_rows(image[:, rows], image, ones).T for image in features])
     return (filtered[:, rows] * exact).sum(1) / exact.square().sum(1)
 
 

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 CHUNK = 1 << 18
-"""Pairs computed at once: 1 MB in float32, which stays in a core's cache."""
+"""Pairs computed at once on the CPU: 1 MB in float32, which stays in a core's cache."""
 
 CHUNK_GPU = 1 << 25
 
@@ -55,13 +55,24 @@ def exact_filter(points: Points, values: Tensor) -> Tensor:
     Returns:
         `(B, K, N)`.
     """
+    pairs = zip(points.features(), values.mT, strict=True)
+    return torch.stack([exact_rows(features, features, value).T for features, value in pairs])
+
+
+def exact_rows(rows: Tensor, features: Tensor, values: Tensor) -> Tensor:
+    """Return some rows of `W v`.
+
+    Args:
+        rows: `(d, R)` in standard deviations.
+        features: `(d, N)`.
+        values: `(N, K)`.
+
+    Returns:
+        `(R, K)`.
+    """
     chunk = CHUNK if values.device.type == "cpu" else CHUNK_GPU
-    rows = max(1, chunk // values.shape[-1])
-    filtered = torch.empty_like(values)
-    for features, value, out in zip(points.features(), values.mT, filtered, strict=True):
-        for part, found in zip(features.split(rows, dim=1), out.split(rows, dim=1), strict=True):
-            found.copy_((gaussian(part, features) @ value).T)
-    return filtered
+    parts = torch.split(rows, max(1, chunk // len(values)), dim=1)
+    return torch.cat([gaussian(part, features) @ values for part in parts])
 
 
 def gaussian(rows: Tensor, columns: Tensor) -> Tensor:

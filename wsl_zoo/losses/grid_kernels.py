@@ -2,23 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from typing import Any
 
 import numpy as np
 from numba import njit
 from numpy.typing import NDArray
 
+from wsl_zoo.losses.lattice_kernels import entry_point
+
 Floats = NDArray[Any]
 Keys = NDArray[np.int64]
-
-
-def entry_point(function: Callable[..., Any]) -> Any:
-    """Compile a function at its first call; keep the result on disk where there is a place."""
-    try:
-        return njit(function, nogil=True, cache=True)
-    except RuntimeError:  # no writable folder
-        return njit(function, nogil=True)
 
 
 @njit(nogil=True)

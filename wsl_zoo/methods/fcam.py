@@ -215,7 +215,7 @@ class FCAM(ZooModule):
                     f"{type(self).__name__} needs a model to seed from: --model.seeder "
                     "runs/.../checkpoints/best_loc.ckpt"
                 )
-            source = load_checkpoint(path, self.device).to(self.device)
+            source = load_checkpoint(path).to(self.device)
             self._check_stage_1("seeder", path, source)
             if h["cam"] is not None:
                 if not isinstance(source, CAMClassifier):
@@ -257,7 +257,7 @@ class FCAM(ZooModule):
 
     def seed_maps(self, batch: Batch) -> Tensor:
         """Read the seeder's maps of the labels: (B, h, w) in [0, 1], a constant one becomes 0."""
-        seeder = self.seeder.to(self.device)
+        seeder = self.seeder
         # Without paths: a classifier that keeps features by path would take a crop for the image.
         own: Any = {key: value for key, value in batch.items() if key != "path"}
         encoder = seeder.encoder
