@@ -23,23 +23,20 @@ import argparse
 import multiprocessing
 import os
 import resource
-from collections.abc import Callable
 from contextlib import redirect_stderr
 from importlib.metadata import version
 from io import StringIO
 from itertools import product
-from statistics import median
-from time import perf_counter
 from typing import Any
 
 import pytorch_grad_cam
 import torch
 import torchcam.methods
 from pytorch_grad_cam.utils.model_targets import ClassifierOutputTarget
-from rich.console import Console
 from rich.table import Table
 from torch import Tensor, nn
 
+from experiments.performance.timing import CONSOLE, Side, medians
 from wsl_zoo import cams
 from wsl_zoo.encoders import Encoder
 from wsl_zoo.heads import WGAP
@@ -48,8 +45,6 @@ CLASSES = 200
 GRADIENT = {"GradCAM": "GradCAM", "GradCAMpp": "GradCAMPlusPlus"} | {
     name: name for name in ("XGradCAM", "LayerCAM")
 }
-CONSOLE = Console(width=None if os.isatty(1) else 110)
-Side = Callable[[], object]
 
 
 class Classifier(nn.Module):
@@ -149,26 +144,6 @@ class Bench:
         return run
 
 
-def wait(device: str) -> None:
-    """Wait until the device is idle."""
-    if device == "cuda":
-        torch.cuda.synchronize()
-
-
-def seconds(sides: dict[str, Side], repeats: int, device: str) -> dict[str, float]:
-    """Return the median time of each side; the sides take turns."""
-    times: dict[str, list[float]] = {name: [] for name in sides}
-    for turn in range(1 + repeats):
-        for name, work in sides.items():
-            wait(device)
-            start = perf_counter()
-            work()
-            wait(device)
-            if turn:
-                times[name].append(perf_counter() - start)
-    return {name: median(taken) for name, taken in times.items()}
-
-
 def memory(where: tuple[Any, ...], name: str, layer: str | int, side: str) -> float:
     """Return the memory in MiB that one call needs beyond what is there before it."""
     bench = Bench(*where)
@@ -190,7 +165,7 @@ def rows(
 ) -> list[list[str]]:
     """Return a row per side: images per second, ratio to the floor, memory if it is measured."""
     bench = Bench(*where)
-    taken = seconds(bench.sides(name, layer), repeats, where[-1])
+    taken = medians(bench.sides(name, layer), repeats, where[-1])
     table = []
     for side in taken:
         peak = ""

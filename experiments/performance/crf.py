@@ -17,24 +17,20 @@ the fitted error is what the best factor leaves.
 
 import argparse
 import os
-from collections.abc import Callable
 from functools import partial
 from importlib.metadata import version
-from statistics import median
 from time import perf_counter
 
 import torch
-from rich.console import Console
 from rich.table import Table
 from torch import Tensor, nn
 
+from experiments.performance.timing import CONSOLE, Side, medians, timed
 from tests.losses.transcription import blob_maps, loss_and_gradient, noise, photo
 from wsl_zoo.losses import DenseCRF, JointColorCRF
 
 BATCH = 8
 SIZE = 224
-Side = Callable[[], object]
-CONSOLE = Console(width=None if os.isatty(1) else 120)
 
 PER_IMAGE: dict[str, nn.Module] = {
     "permutohedral": DenseCRF(),
@@ -58,28 +54,6 @@ def evaluate(crf: nn.Module, probs: Tensor, raw: Tensor) -> tuple[Tensor, Tensor
     return loss.detach(), torch.autograd.grad(loss, probs)[0]
 
 
-def seconds(work: Side, device: str = "cpu") -> float:
-    """Time a call until the device is idle."""
-    if device == "cuda":
-        torch.cuda.synchronize()
-    start = perf_counter()
-    work()
-    if device == "cuda":
-        torch.cuda.synchronize()
-    return perf_counter() - start
-
-
-def median_ms(sides: dict[str, Side], images: int, repeats: int, device: str) -> dict[str, float]:
-    """Return median ms per image of each side, after a call that compiles; the sides take turns."""
-    times: dict[str, list[float]] = {name: [] for name in sides}
-    for turn in range(1 + repeats):
-        for name, work in sides.items():
-            taken = seconds(work, device)
-            if turn:
-                times[name].append(1e3 * taken / images)
-    return {name: median(taken) for name, taken in times.items()}
-
-
 def speed_rows(kind: str, images: Tensor, device: str, repeats: int) -> list[list[str]]:
     """Return the times of all sides on `(B, 3, H, W)` images, on one thread and on all."""
     maps = blob_maps(SIZE, frames=len(images))
@@ -99,20 +73,18 @@ def speed_rows(kind: str, images: Tensor, device: str, repeats: int) -> list[lis
         for name, crf in PER_IMAGE.items()
         if "calibrated" not in name
     }
-    alone = median_ms(
-        {"floor": floor, "transcription": transcribed, **sides}, len(images), repeats, device
-    )
+    alone = medians({"floor": floor, "transcription": transcribed, **sides}, repeats, device)
     torch.set_num_threads(os.cpu_count() or 1)
-    together = median_ms(sides, len(images), repeats, device)
+    together = medians(sides, repeats, device)
     torch.set_num_threads(1)
     return [
         [
             kind,
             name,
-            f"{taken:.2f}",
+            f"{1e3 * taken / len(images):.2f}",
             f"{alone['transcription'] / taken:.2f}",
             f"{taken / alone['floor']:.0f}",
-            f"{together[name]:.2f}" if name in together else "",
+            f"{1e3 * together[name] / len(images):.2f}" if name in together else "",
         ]
         for name, taken in alone.items()
     ]
@@ -164,7 +136,7 @@ def error_table(sizes: list[int], joint: int) -> Table:
         table.add_row(name, "exact", f"{perf_counter() - start:.4f}")
         for backend, crf in (JOINT if kind else PER_IMAGE).items():
             found = evaluate(crf, probs, raw)
-            taken = min(seconds(partial(evaluate, crf, probs, raw)) for _ in range(3))
+            taken = min(timed(partial(evaluate, crf, probs, raw)) for _ in range(3))
             table.add_row(name, backend, f"{taken:.4f}", *error_row(*found, *true))
         table.add_section()
     return table

@@ -15,17 +15,14 @@ The sides take turns, after one call each that warms up; times are medians, rati
 
 import argparse
 import os
-from collections.abc import Callable
 from importlib.metadata import version
 from itertools import product
-from statistics import median
-from time import perf_counter
 
 import torch
-from rich.console import Console
 from rich.table import Table
 from torch import Tensor, nn
 
+from experiments.performance.timing import CONSOLE, Side, medians, timed
 from wsl_zoo import cams
 from wsl_zoo.encoders import Encoder
 from wsl_zoo.heads import WGAP, UNetDecoder
@@ -36,8 +33,6 @@ NETWORKS = (("resnet50", 8), ("mobilenetv2_100", 16))
 GRADIENT = ("GradCAM", "GradCAMpp", "SmoothGradCAMpp", "XGradCAM", "LayerCAM")
 PERTURBATION = ("AblationCAM", "ScoreCAM")
 INNER = -3  # in [*levels, final]: the level before the last one
-CONSOLE = Console(width=None if os.isatty(1) else 110)
-Side = Callable[[], object]
 
 
 class Bench:
@@ -83,26 +78,6 @@ class Bench:
         return run
 
 
-def seconds(sides: dict[str, Side], repeats: int, device: str) -> dict[str, float]:
-    """Return the median time of each side; the sides take turns, after one call that warms up."""
-    times: dict[str, list[float]] = {name: [] for name in sides}
-    for _ in range(1 + repeats):
-        for name, work in sides.items():
-            times[name].append(timed(work, device))
-    return {name: median(taken[1:]) for name, taken in times.items()}
-
-
-def timed(work: Side, device: str) -> float:
-    """Return the time of one call, with the device idle before and after it."""
-    if device == "cuda":
-        torch.cuda.synchronize()
-    start = perf_counter()
-    work()
-    if device == "cuda":
-        torch.cuda.synchronize()
-    return perf_counter() - start
-
-
 def millions(*modules: nn.Module, trainable: bool = False) -> str:
     """Return the number of parameters in millions, all or the trainable ones."""
     found = [p for module in modules for p in module.parameters()]
@@ -137,7 +112,7 @@ def main() -> None:
             f"F-CAM: {millions(*parts)} in all",
             f"of which trained: {millions(*parts, trainable=True)}",
         ]
-        taken = seconds(bench.sides(), repeats, options.device)
+        taken = medians(bench.sides(), repeats, options.device)
         if options.perturbation:
             taken |= {n: timed(bench.class_map(n), options.device) for n in PERTURBATION}
         for i, (side, time) in enumerate(taken.items()):

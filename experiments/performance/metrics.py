@@ -17,7 +17,7 @@ mask, from tensors as warm in the caches as the metric's.
 
 import argparse
 import os
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from itertools import product
 from pathlib import Path
 from statistics import median
@@ -26,18 +26,17 @@ from time import perf_counter
 import cv2
 import numpy as np
 import torch
-from rich.console import Console
 from rich.table import Table
 from torch import Tensor
 from torchmetrics import Metric
 
+from experiments.performance.timing import CONSOLE, medians
 from tests.metrics import transcription
 from wsl_zoo.metrics import MaxBoxAcc, MaxBoxAccV2, PxAP
 
 SIZE = 224
 KINDS = ("smooth", "several modes", "noisy")
 BATCHES = (1, 32)
-CONSOLE = Console(width=None if os.isatty(1) else 120)
 
 
 def make_maps(kind: str, count: int, random: np.random.Generator) -> Tensor:
@@ -68,20 +67,6 @@ def make_boxes(count: int, random: np.random.Generator) -> list[Tensor]:
     return [torch.from_numpy(box.reshape(-1, 4)) for box in corners]
 
 
-def seconds(
-    sides: Mapping[str, Callable[[], object]], repeats: Mapping[str, int]
-) -> dict[str, float]:
-    """Return the median time of each side over its number of repeats; the sides take turns."""
-    times: dict[str, list[float]] = {name: [] for name in sides}
-    for turn in range(max(repeats.values())):
-        for name, work in sides.items():
-            if turn < repeats[name]:
-                start = perf_counter()
-                work()
-                times[name].append(perf_counter() - start)
-    return {name: median(taken) for name, taken in times.items()}
-
-
 def table_of(title: str, *columns: str) -> Table:
     """Return an empty table whose rows begin with metric, maps and batch."""
     table = Table(title=title, title_justify="left")
@@ -102,7 +87,7 @@ def time_boxes(
     metric = build()
     metric.update(scores, boxes)  # compiles
     times = {"ours": repeats, "theirs": 1 if kind == "noisy" else min(repeats, 5)}
-    taken = seconds(
+    taken = medians(
         {
             "ours": lambda: metric.update(scores, boxes),
             "theirs": lambda: transcription.data_set_ious(
@@ -124,7 +109,7 @@ def time_pixels(kind: str, batch: int, repeats: int) -> list[str]:
     metric = PxAP()
     metric.update(scores, masks)  # compiles
     copies = torch.empty_like(scores), torch.empty_like(masks)
-    taken = seconds(
+    taken = medians(
         {
             "ours": lambda: metric.update(scores, masks),
             "theirs": lambda: transcription.histograms(*images),
@@ -147,7 +132,7 @@ def time_on_gpu(kind: str, batch: int, repeats: int) -> list[str]:
     copies = torch.empty_like(there[0]), torch.empty_like(there[1])
     metrics = PxAP(), PxAP().cuda()
     metrics[0].update(*here)  # compiles
-    on_cpu = seconds({"ours": lambda: metrics[0].update(*here)}, {"ours": repeats})["ours"]
+    on_cpu = medians({"ours": lambda: metrics[0].update(*here)}, {"ours": repeats})["ours"]
     marks = [torch.cuda.Event(enable_timing=True) for _ in range(3)]
     taken = []
     for _ in range(1 + repeats):

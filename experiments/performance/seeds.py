@@ -10,19 +10,15 @@ ratio is that of the medians of one run.
 """
 
 import argparse
-import os
-from collections.abc import Callable
-from statistics import median
-from time import perf_counter
 from typing import Any
 
 import numpy as np
 import torch
-from rich.console import Console
 from rich.table import Table
 from scipy import ndimage
 from torch.nn import functional as F
 
+from experiments.performance.timing import CONSOLE, medians
 from wsl_zoo.losses import SAMPLERS, SEED_IGNORE
 
 CASES: list[tuple[str, str, dict[str, Any]]] = [
@@ -46,7 +42,6 @@ CASES: list[tuple[str, str, dict[str, Any]]] = [
         },
     ),
 ]
-CONSOLE = Console(width=None if os.isatty(1) else 110)
 
 
 class Peer:
@@ -148,18 +143,6 @@ def otsu(levels: np.ndarray) -> int:
     return int(centres[variance.argmax()])
 
 
-def seconds(sides: dict[str, Callable[[], object]], repeats: int) -> dict[str, float]:
-    """Return the median time of each side; the sides take turns."""
-    times: dict[str, list[float]] = {name: [] for name in sides}
-    for turn in range(1 + repeats):
-        for name, work in sides.items():
-            start = perf_counter()
-            work()
-            if turn:
-                times[name].append(perf_counter() - start)
-    return {name: median(taken) for name, taken in times.items()}
-
-
 def main() -> None:
     """Read the options and print the table."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
@@ -182,7 +165,7 @@ def main() -> None:
         table.add_column(column, justify="left" if column in ("case", "sampler") else "right")
     for case, name, arguments in CASES:
         ours, peer = SAMPLERS[name](**arguments), Peer(name, arguments)
-        taken = seconds(
+        taken = medians(
             {
                 "ours": lambda ours=ours: ours(cams),
                 "peer": lambda peer=peer: peer(cams.numpy()),
