@@ -11,6 +11,8 @@ from wsl_zoo.data import SyntheticData
 from wsl_zoo.methods import FCAM
 from wsl_zoo.methods.base import ZooModule
 
+DECODER = {"decoder_channels": [64, 32, 16, 16, 8]}
+
 
 def arguments(folder: Path) -> dict[str, Any]:
     return SMALL | {"classifier": filled_classifier(folder), "size_weight": 0.01}
@@ -27,7 +29,7 @@ def beats_its_seeder(
     """Train both stages; return PxAP and MaxBoxAccV2 with those of stage 1 plus a margin."""
     path = trained_classifier(folder, data)
     names = {"num_classes": data.num_classes, "class_names": data.class_names}
-    model = method(classifier=path, **SMALL | FAST | names | args)
+    model = method(classifier=path, decoder_args=DECODER, **SMALL | FAST | names | args)
     trainer(folder, max_epochs=6, limit_val_batches=0).fit(model, data)
     before = trainer(folder).validate(wsl_zoo.load(path), data, verbose=False)[0]
     after = trainer(folder).validate(model, data, verbose=False)[0]
