@@ -476,7 +476,7 @@ def two_colours(size=32):
     return raw.to(torch.uint8)[None], mask[None]
 
 
-def grown(stage1, crf_weight, steps=60):
+def grown(stage1, crf_weight, steps=100):
     """Train a decoder on one image, with one seed of each kind per step near the blob's centre."""
     raw, mask = two_colours()
     model = model_of(stage1, crf_weight=crf_weight, size_weight=0.0, cam_source="live",
@@ -498,9 +498,9 @@ def grown(stage1, crf_weight, steps=60):
 
 
 def test_a_seed_and_the_crf_find_a_blob_by_its_colour(stage1):
-    with_crf, without = grown(stage1, crf_weight=1e-5), grown(stage1, crf_weight=0.0)
+    with_crf, without = grown(stage1, crf_weight=4e-6), grown(stage1, crf_weight=0.0)
     assert with_crf > 0.9
-    assert without < with_crf
+    assert without < 0.8
 
 
 def test_the_crf_draws_a_pixel_to_the_label_of_its_colour(stage1):
