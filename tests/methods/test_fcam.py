@@ -284,6 +284,16 @@ def test_cached_and_live_maps_agree_where_nothing_is_augmented(stage1, tmp_path)
         torch.testing.assert_close(data.cams[batch["index"]], live, atol=1e-5, rtol=1e-4)
 
 
+def test_maps_of_another_fit_are_not_used(stage1, tmp_path):
+    data = tiny_data()
+    trainer(tmp_path, max_steps=1, limit_val_batches=0).fit(model_of(stage1), data)
+    assert data.cams is not None
+    live = model_of(stage1, cam_source="live")
+    trainer(tmp_path, max_steps=1, limit_val_batches=0).fit(live, data)
+    assert data.cams is None
+    assert "cam" not in next(iter(data.train_dataloader()))
+
+
 def test_a_cache_needs_a_data_module(stage1, tmp_path):
     data = tiny_data()
     with pytest.raises(ValueError, match='use cam_source="live"'):

@@ -232,11 +232,13 @@ class FCAM(ZooModule):
         super().on_fit_start()
         self._seeder.clear()
         self._best_of_epoch = -1
-        if self.hparams["cam_source"] == "cached":
-            self._cache_cams()
-
-    def _cache_cams(self) -> None:
         data = getattr(self.trainer, "datamodule", None)
+        if isinstance(data, ZooDataModule):
+            data.cams = None  # those of another fit
+        if self.hparams["cam_source"] == "cached":
+            self._cache_cams(data)
+
+    def _cache_cams(self, data: Any) -> None:
         if not isinstance(data, ZooDataModule):
             raise ValueError(
                 'cam_source="cached" needs a data module of wsl_zoo, which cuts the maps as it '
