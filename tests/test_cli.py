@@ -16,6 +16,7 @@ import pandas as pd
 import pytest
 import torch
 import yaml
+from google.protobuf.message import DecodeError
 from PIL import Image
 from safetensors.torch import save_file
 
@@ -915,6 +916,18 @@ def wandb_records(path):
     return records
 
 
+def all_wandb_records(path, seconds=60):
+    """The records up to a run's exit: W&B may write on when `finish` has returned."""
+    end = time.monotonic() + seconds
+    while True:
+        with contextlib.suppress(DecodeError):  # cut off in a record
+            records = wandb_records(path)
+            if any(record.HasField("exit") for record in records):
+                return records
+        assert time.monotonic() < end, "the run has no end"
+        time.sleep(0.1)
+
+
 def test_wandb_by_one_flag(capsys):
     import wandb
 
@@ -929,7 +942,7 @@ def test_wandb_by_one_flag(capsys):
     with Image.open(pictures[0]) as image, Image.open("run/panels/val/epoch_000.png") as panel:
         assert image.size == panel.size
     (file,) = folder.glob("run-*.wandb")
-    records = wandb_records(file)
+    records = all_wandb_records(file)
     history: dict[str, list[float]] = {}
     config = {}
     for record in records:
