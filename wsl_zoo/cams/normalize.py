@@ -52,9 +52,9 @@ def normalize_map(
         z = z.relu()
     constant = z.amax(dim=(1, 2), keepdim=True) == z.amin(dim=(1, 2), keepdim=True)
     if order == "before_upsample":
-        z = _resize(_min_max(z), size, interpolation).clamp(0.0, 1.0)  # bicubic overshoots
+        z = resize_maps(_min_max(z), size, interpolation).clamp(0.0, 1.0)  # bicubic overshoots
     else:
-        z = _min_max(_resize(z, size, interpolation))
+        z = _min_max(resize_maps(z, size, interpolation))
     return z.masked_fill(constant, 0.0)
 
 
@@ -64,7 +64,10 @@ def _min_max(z: Tensor) -> Tensor:
     return torch.where(extent > 0, (z - low) / extent, torch.zeros_like(z))
 
 
-def _resize(z: Tensor, size: int | Sequence[int] | None, interpolation: str) -> Tensor:
+def resize_maps(
+    z: Tensor, size: int | Sequence[int] | None, interpolation: str = "bilinear"
+) -> Tensor:
+    """Bring maps `(B, h, w)` to `size`, without aligned corners; None keeps theirs."""
     if size is None:
         return z
     height, width = (size, size) if isinstance(size, int) else (int(size[0]), int(size[1]))

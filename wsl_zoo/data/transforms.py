@@ -208,7 +208,18 @@ class Augment:
 
 def normalize(image: Tensor, mean: Sequence[float], std: Sequence[float]) -> Tensor:
     """Turn (B, C, H, W) uint8 into float32 `(x / 255 - mean) / std`, on the tensor's device."""
-    shape = (1, -1, 1, 1)
-    center = torch.tensor(mean, device=image.device).view(shape)
-    scale = torch.tensor(std, device=image.device).view(shape)
+    center, scale = _per_channel(mean, std, image.device)
     return (image.float() / 255 - center) / scale
+
+
+def denormalize(image: Tensor, mean: Sequence[float], std: Sequence[float]) -> Tensor:
+    """Turn (B, C, H, W) normalised images back into colours, float32 in 0..255, not rounded."""
+    center, scale = _per_channel(mean, std, image.device)
+    return (255 * (image.float() * scale + center)).clamp(0, 255)
+
+
+def _per_channel(
+    mean: Sequence[float], std: Sequence[float], device: torch.device
+) -> tuple[Tensor, Tensor]:
+    center, scale = (torch.tensor(v, device=device).view(1, -1, 1, 1) for v in (mean, std))
+    return center, scale

@@ -27,10 +27,10 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from wsl_zoo.cams import normalize_map
+from wsl_zoo.cams.normalize import normalize_map, resize_maps
 from wsl_zoo.checkpoints import load_checkpoint, read_checkpoint
 from wsl_zoo.data import ZooDataModule
-from wsl_zoo.data.transforms import normalize
+from wsl_zoo.data.transforms import denormalize, normalize
 from wsl_zoo.heads import UNetDecoder
 from wsl_zoo.losses import SAMPLERS, DenseCRF, SizeConstraint, pixel_entropy, seed_loss
 from wsl_zoo.methods.base import ZooModule
@@ -279,7 +279,7 @@ class FCAM(ZooModule):
             cams = batch["cam"]
         else:
             cams = self.seed_maps(batch)
-        cams = _resize(cams.float(), output.map.shape[-2:])
+        cams = resize_maps(cams.float(), output.map.shape[-2:])
         # The step's seed, in a stream of its own: what else is drawn does not change the seeds.
         generator = torch.Generator(cams.device).manual_seed(torch.initial_seed())
         seeds: Tensor = self.sampler(cams, generator)
@@ -359,12 +359,7 @@ class FCAM(ZooModule):
         """Return colours in 0..255, (B, 3, H, W): of loaders that give no `raw`, from the image."""
         if "raw" in batch:
             return batch["raw"]
-        image = batch["image"].float()
-        mean, std = (
-            image.new_tensor(values).view(1, -1, 1, 1)
-            for values in (self.encoder.mean, self.encoder.std)
-        )
-        return (255 * (image * std + mean)).clamp(0, 255)
+        return denormalize(batch["image"], self.encoder.mean, self.encoder.std)
 
     # Maps --------------------------------------------------------------------------------------
 
@@ -376,16 +371,9 @@ class FCAM(ZooModule):
     def localize(self, batch: Batch, output: Output, target: Target = "label") -> Tensor:
         """Return S_1 (B, H, W), the same for every target, as it is: no min-max."""
         assert output.map is not None
-        return _resize(foreground(output.map), batch["image"].shape[-2:])
+        return resize_maps(foreground(output.map), batch["image"].shape[-2:])
 
 
 def foreground(logits: Tensor) -> Tensor:
     """S_1 (B, H, W) float32 of decoder logits (B, 2, H, W)."""
     return logits.float().softmax(dim=1)[:, 1]
-
-
-def _resize(maps: Tensor, size: Iterable[int]) -> Tensor:
-    """Bring maps (B, h, w) to `size`, bilinear without aligned corners."""
-    if tuple(size) == tuple(maps.shape[-2:]):
-        return maps
-    return F.interpolate(maps[:, None], tuple(size), mode="bilinear", align_corners=False)[:, 0]
