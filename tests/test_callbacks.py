@@ -15,6 +15,7 @@ from pytorch_lightning.loggers import CSVLogger
 
 import wsl_zoo
 from tests.cases import tiny_data, trainer
+from tests.methods.clips import Shots
 from wsl_zoo import pictures, reports
 from wsl_zoo.callbacks import (
     BestCheckpoint,
@@ -527,6 +528,19 @@ def test_nothing_is_left_half_written(tmp_path, monkeypatch):
 
 
 # Results
+
+
+def test_corloc_of_every_class_is_written_for_videos(tmp_path):
+    model, data = tiny(), Shots(image_size=48)
+    last = LastCheckpoint(dirpath=tmp_path / "run" / "checkpoints")
+    run = fit(tmp_path, model, last, ResultWriter(show=False), data=data)
+    data.split_names = lambda stage: {"test": ["val"]}.get(stage, [])
+    (values,) = run.test(model, data, ckpt_path=last.best_model_path, verbose=False)
+    table = pd.read_csv(tmp_path / "run" / "curves" / "val_last_classes.csv")
+    assert table["class"].astype(str).tolist() == ["0", "1", "2", "3"]
+    for name in ("corloc", "corloc_oracle", "corloc_class_oracle"):
+        assert table[name].mean() == pytest.approx(values[f"val/{name}"])
+        assert table[name].between(0, 1).all()
 
 
 def test_results_are_appended_and_shown(tmp_path, capsys):

@@ -11,7 +11,6 @@ from pytorch_lightning import Callback
 
 import wsl_zoo
 from tests.cases import build, case_of, fill, trainer
-from wsl_zoo.data.dataset import collate
 from wsl_zoo.data.transforms import normalize
 
 METHODS = wsl_zoo.list_methods()
@@ -31,7 +30,7 @@ def batch_of(case, model, split="train", count=4, **data):
     """A training or evaluation batch as the trainer would hand it over, annotations included."""
     dataset = case.data(**data).dataset(split)
     dataset.annotations = dataset.has_masks = dataset.has_boxes = True
-    batch = collate([dataset[i] for i in range(count)])
+    batch = dataset.collate([dataset[i] for i in range(count)])
     batch["raw"] = batch["image"]
     batch["image"] = normalize(batch["raw"], model.encoder.mean, model.encoder.std)
     return batch
@@ -175,6 +174,7 @@ class Hidden:
 
     def __init__(self, source):
         self.source = source
+        self.shots = getattr(source, "shots", None)
 
     def __len__(self):
         return len(self.source)

@@ -367,7 +367,8 @@ class ResultWriter(Callback):
     """Prints the table of a test and appends it to `results.jsonl` of the run; writes its curves.
 
     The curves over map thresholds, where there are masks or boxes, become `curves/<split>_<ckpt>`
-    `.png` and, per kind of ground truth, `.csv` in the run's folder. W&B receives the picture.
+    `.png` and, per kind of ground truth, `.csv` in the run's folder; of videos `_classes.csv` holds
+    CorLoc of every class. W&B receives the picture.
 
     Args:
         show: Print the table.
@@ -386,6 +387,10 @@ class ResultWriter(Callback):
         """Write the curves, which all processes sum together."""
         if not hasattr(pl_module, "curves"):
             return
+        for split, values in pl_module.per_class("test").items():
+            if values and trainer.is_global_zero:
+                name = f"{split}{_checkpoint_suffix(trainer)}_classes.csv"
+                reports.write_classes(values, pl_module.class_names, self._folder / "curves" / name)
         for split, curves in pl_module.curves("test").items():
             if curves and trainer.is_global_zero:
                 written = reports.write_curves(

@@ -44,6 +44,9 @@ TITLES = {
     "maxboxacc_v2": "MaxBoxAccV2",
     "boxacc": "BoxAcc (validation threshold)",
     "boxacc_v2": "BoxAccV2 (validation threshold)",
+    "corloc_oracle": "CorLoc (best threshold)",
+    "corloc_class_oracle": "CorLoc (best threshold of each class)",
+    "corloc": "CorLoc (validation threshold)",
     "top1_loc": "top-1 localisation (validation threshold)",
     "top5_loc": "top-5 localisation (validation threshold)",
     "top1_loc_oracle": "top-1 localisation (best threshold)",
@@ -301,6 +304,14 @@ def curves_table(curves: Mapping[str, Tensor]) -> pd.DataFrame:
         elif name != "iou_threshold":
             columns[name] = values
     return pd.DataFrame({name: values.numpy(force=True) for name, values in columns.items()})
+
+
+def write_classes(values: Mapping[str, Tensor], class_names: Sequence[str], path: Path) -> Path:
+    """Write metrics per class `(K,)` by name as CSV: a row per class, fractions."""
+    import pandas as pd
+
+    columns = {"class": list(class_names)} | {name: v.tolist() for name, v in values.items()}
+    return write_whole(path, partial(pd.DataFrame(columns).to_csv, index=False))
 
 
 def write_curves(

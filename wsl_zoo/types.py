@@ -53,6 +53,10 @@ class Batch(TypedDict, total=False):
     """(B,) bool, the event was observed."""
     time: Tensor
     """(B,) float, time of the event or of censoring."""
+    sequence: Tensor
+    """(B,) int64, which shot of the batch a frame belongs to, from 0."""
+    frame: Tensor
+    """(B,) int64, position of a frame in its shot."""
     group: list[str]
     """B group names (patient, video, centre)."""
     path: list[str]

@@ -1,12 +1,14 @@
-"""The built-in data module."""
+"""The built-in data modules."""
 
 import numpy as np
 import pytest
 import torch
 
 from wsl_zoo.data import SyntheticData
+from wsl_zoo.data import synthetic as module
+from wsl_zoo.data.moving import render_clip
 from wsl_zoo.data.scenes import TEXTURES, render_scene
-from wsl_zoo.data.synthetic import SPLIT_OFFSET, SceneSource
+from wsl_zoo.data.synthetic import SPLIT_OFFSET, ClipSource, SceneSource, SyntheticVideoData
 
 
 def small(**kwargs):
@@ -132,3 +134,133 @@ def test_the_class_may_be_a_hue():
     assert {data.sources["test"].load(i, annotations=False).label for i in range(4)} == {0, 1, 2, 3}
     with pytest.raises(ValueError, match="cue='shape' must be one of texture, hue"):
         SyntheticData(cue="shape")
+
+
+CLIPS = {"train": 6, "val": 4, "test": 5, "frames_per_clip": 3, "image_size": 40, "batch_size": 4}
+
+
+def clips(**kwargs):
+    return SyntheticVideoData(**CLIPS | kwargs)
+
+
+@pytest.fixture
+def rendered(monkeypatch):
+    """Return the list of the clips that get rendered from now on."""
+    calls = []
+    monkeypatch.setattr(
+        module, "render_clip", lambda i, **kw: calls.append(i) or render_clip(i, **kw)
+    )
+    return calls
+
+
+def test_a_sample_is_its_frame():
+    source = ClipSource(5, 30, frames=3, seed=2, size=40, num_classes=3)
+    assert len(source) == 15
+    assert source.shots == [range(0, 3), range(3, 6), range(6, 9), range(9, 12), range(12, 15)]
+    clip = render_clip(33, frames=3, seed=2, size=40, num_classes=3)
+    for frame in range(3):
+        sample = source.load(9 + frame, annotations=True)
+        np.testing.assert_array_equal(sample.image, clip.images[frame])
+        np.testing.assert_array_equal(sample.mask, clip.masks[frame])
+        np.testing.assert_array_equal(sample.boxes, clip.boxes[frame] + [0, 0, 1, 1])
+        assert sample.label == clip.label == 33 % 3
+        assert sample.size == (40, 40)
+        assert sample.group == "clip-33"
+        assert sample.path == f"clip-33/{frame}"
+    for index in (-1, 15):
+        with pytest.raises(IndexError, match=f"frame {index} of 15"):
+            source.load(index, annotations=True)
+    bare = source.load(4, annotations=False)
+    assert bare.mask is None
+    assert bare.boxes is None
+
+
+def test_the_boxes_of_a_frame_are_the_edges_of_its_mask():
+    source = ClipSource(80, 0, frames=4, size=48, leave=1.0, motion=(0.1, 0.2))
+    shown = 0
+    for index in range(len(source)):
+        sample = source.load(index, annotations=True)
+        rows, columns = np.nonzero(sample.mask)
+        edges = [columns.min(), rows.min(), columns.max() + 1, rows.max() + 1] if len(rows) else []
+        assert sample.boxes.ravel().tolist() == edges
+        shown += bool(edges)
+    assert 0 < shown < len(source)  # some frames show no object
+
+
+def test_frames_of_one_clip_are_rendered_together(rendered):
+    source = ClipSource(9, 0, frames=3, size=32, keep=2)
+    for index in (0, 2, 1, 3, 0, 6, 2, 4):  # clips 0, 1, 0, 2, 0, and 1 again, used least lately
+        source.load(index, annotations=False)
+    assert rendered == [0, 1, 2, 1]
+
+
+@pytest.mark.parametrize("cache", [True, False])
+def test_cached_clips_are_rendered_once(rendered, cache):
+    data = clips(cache=cache)
+    rendered.clear()  # the one that tries the options
+    dataset = data.dataset("train")
+    for epoch in range(6):
+        for shot in range(6):
+            dataset[(epoch, shot, True)]
+    assert sorted(set(rendered)) == list(range(6))
+    assert len(rendered) == (6 if cache else 36)
+
+
+def test_every_frame_of_the_other_splits_is_evaluated():
+    data = clips()
+    assert len(data.dataset("train")) == 6
+    assert data.shots("train") == [range(3 * i, 3 * i + 3) for i in range(6)]
+    assert len(data.dataset("val")) == 12
+    assert len(data.dataset("test")) == 15
+    assert {"mask", "boxes"} <= set(data.dataset("val")[0])
+    assert not {"mask", "boxes"} & set(data.dataset("train")[0][0])
+    assert data.class_names == list(TEXTURES)[:4]
+
+
+def test_a_batch_holds_whole_groups_of_a_clip():
+    batches = list(clips(frames=2, frame_style="interval", hflip=0.0).train_dataloader())
+    assert [len(batch["label"]) for batch in batches] == [4, 4, 4]
+    for batch in batches:
+        assert batch["sequence"].tolist() == [0, 0, 1, 1]
+        assert batch["group"][0] == batch["group"][1] != batch["group"][2]
+        assert batch["label"][0] == batch["label"][1]
+        assert not torch.equal(batch["image"][0], batch["image"][1])
+
+
+def test_splits_share_no_clip_and_follow_the_seed_of_scenes():
+    def frames(**kwargs):
+        data = clips(train=4, val=4, test=4, **kwargs)
+        return {
+            source.load(i, annotations=False).image.tobytes()
+            for source in data.sources.values()
+            for i in range(12)
+        }
+
+    assert len(frames()) == 36
+    assert frames(seed=1) == frames()
+    assert not frames(scene_seed=1) & frames()
+
+
+def test_options_reach_the_clips():
+    options = {"motion": (0.2, 0.2), "turn": (0.3, 0.3), "wander": (0.1, 0.1), "leave": 1.0}
+    options |= {"camera": (0.1, 0.1)}
+    data = clips(train_resize=48, classes=3, scene_seed=7, **options)
+    clip = render_clip(4, frames=3, size=48, num_classes=3, seed=7, **options)
+    sample = data.sources["train"].load(4 * 3 + 2, annotations=False)
+    np.testing.assert_array_equal(sample.image, clip.images[2])
+    assert data.dataset("val")[0]["image"].shape == (3, 40, 40)
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"classes": 1}, "classes=1 must be between 2 and 8"),
+        ({"val": 3}, "train=6, val=3, test=5: every split needs all 4 classes"),
+        ({"frames_per_clip": 0}, "frames=0"),
+        ({"motion": (0.2, 0.1)}, "motion="),
+        ({"leave": 2.0}, r"leave=2\.0"),
+    ],
+)
+def test_bad_settings_of_clips_are_refused(settings, message):
+    with pytest.raises(ValueError, match=message):
+        clips(**settings)

@@ -193,6 +193,38 @@ def test_compiled_grid_is_the_torch_one(orders, dtype):
     torch.testing.assert_close(compiled, plain, rtol=tolerance, atol=0)
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@pytest.mark.parametrize("orders", [(1, 1, 1), (2, 2, 2), (3, 3, 3), (1, 3, 2), (3, 2, 1)])
+@pytest.mark.parametrize("channels", [1, 2, 3])
+def test_grid_of_levels_is_the_grid(orders, channels, dtype):
+    colors = torch.cat([noise(12, frames=2), photo(12, frames=2), flat(12).expand(2, -1, -1, -1)])
+    colors[0, :, 0, :2] = torch.tensor([0, 255], dtype=torch.uint8)
+    colors = colors.flatten(2)
+    values = torch.rand(6, channels, 144, dtype=dtype)
+    points = Points(values.new_empty(0, 144), colors, (15.0, 20.0, 30.0), ((0.0, 255.0),) * 3)
+    anything = Points(points.positions, colors.to(dtype), points.sigmas, points.limits)
+    found = grid.grid_filter(points, values, 0.4, orders)
+    expected = grid.grid_filter(anything, values, 0.4, orders)
+    # Rounded places move the splines of the others in float32.
+    tolerance = 1e-4 if dtype == torch.float32 else 1e-12
+    torch.testing.assert_close(found, expected, rtol=tolerance, atol=0)
+
+
+def test_sums_of_many_equal_values_are_exact():
+    values = torch.full((1, 2, 200_000), 0.3)
+    colors = torch.full((1, 3, 200_000), 77, dtype=torch.uint8)
+    points = Points(values.new_empty(0, 200_000), colors, (15.0,) * 3, ((0.0, 255.0),) * 3)
+    found, fine = grid.grid_filter(points, values), grid.grid_filter(points, values.double())
+    torch.testing.assert_close(found.double(), fine, rtol=1e-6, atol=0)
+
+
+def test_blur_has_no_numbers_that_are_slow():
+    for dtype in (torch.float32, torch.float64):
+        blur = grid._gaussian(200, 0.5, 2, torch.empty(0, dtype=dtype))
+        assert (blur == 0).any()
+        assert blur[blur > 0].min() ** 4 >= torch.finfo(dtype).tiny
+
+
 def test_splines_of_higher_order_are_closer():
     raw = photo(32)
     errors = [

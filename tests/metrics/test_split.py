@@ -8,6 +8,7 @@ import torch
 from wsl_zoo.metrics import (
     BoxAcc,
     BoxAccV2,
+    CorLoc,
     DiceAtThreshold,
     ImageDice,
     MaxBoxAcc,
@@ -51,8 +52,8 @@ def take(rows, index):
     return {k: [v[i] for i in index] if k == "boxes" else v[index] for k, v in rows.items()}
 
 
-def values_of(rows, thresholds=None, batch=COUNT, **kwargs):
-    metrics = SplitMetrics(K, thresholds)
+def values_of(rows, thresholds=None, batch=COUNT, corloc=False, **kwargs):
+    metrics = SplitMetrics(K, thresholds, corloc=corloc)
     count = len(rows["mask"]) if "mask" in rows else COUNT
     for start in range(0, count, batch):
         index = list(range(count))[start : start + batch]
@@ -103,6 +104,37 @@ def test_every_value_is_that_of_its_metric(rows):
     assert values["balanced_acc"] == pytest.approx(sum(recalls) / 3)  # class 3 does not occur
     assert (rows["logits"].argmax(1) == 3).any()
     assert len(set(values.values())) > 10
+
+
+@pytest.mark.parametrize("batch", [2, COUNT])
+def test_frames_of_videos_are_judged_by_corloc_under_each_protocol(rows, batch):
+    powers = 1.0 + 4 * rows["label"]  # another best threshold in each class
+    noise = torch.rand(COUNT, SIDE, SIDE, generator=torch.Generator().manual_seed(1))
+    rows["maps"] = (0.6 * noise + 0.4 * (rows["mask"] == 1)) ** powers[:, None, None]
+    plain, _ = values_of(rows, CHOSEN, batch)
+    values, _ = values_of(rows, CHOSEN, batch, corloc=True)
+    protocols = {"corloc_oracle": "global", "corloc_class_oracle": "per_class", "corloc": 0.6}
+    assert set(values) == set(plain) | set(protocols)
+    for name, threshold in protocols.items():
+        metric = CorLoc(K, threshold)
+        metric.update(rows["maps"], rows["boxes"], rows["label"])
+        assert values[name] == float(metric.compute()), name
+    assert values["corloc"] < values["corloc_oracle"] < values["corloc_class_oracle"]
+    assert "corloc" not in values_of(rows, corloc=True)[0]  # no threshold was chosen
+
+
+def test_corloc_of_every_class(rows):
+    metrics = SplitMetrics(K, CHOSEN, corloc=True)
+    assert metrics.per_class() == {}
+    metrics.update(**without(rows, "mask"))
+    found = metrics.per_class()
+    values, _ = metrics.compute()
+    for name in ("corloc", "corloc_oracle", "corloc_class_oracle"):
+        assert found[name].isnan().tolist() == [False, False, False, True]
+        assert float(found[name].nanmean()) == float(values[name])
+    plain = SplitMetrics(K, CHOSEN)
+    plain.update(**without(rows, "mask"))
+    assert plain.per_class() == {}
 
 
 def test_the_thresholds_of_a_split_give_its_oracle_values(rows):

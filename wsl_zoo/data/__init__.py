@@ -3,17 +3,20 @@
 from wsl_zoo.data.base import ZooDataModule
 from wsl_zoo.data.camelyon16 import Camelyon16Data
 from wsl_zoo.data.cub import CUBData
+from wsl_zoo.data.davis import DAVISData
 from wsl_zoo.data.folder import FolderData, UnlabelledImages
 from wsl_zoo.data.glas import GlaSData
 from wsl_zoo.data.ilsvrc import ILSVRCData
 from wsl_zoo.data.manifest import DataError, Record
 from wsl_zoo.data.openimages import OpenImagesData
-from wsl_zoo.data.synthetic import SyntheticData
+from wsl_zoo.data.synthetic import SyntheticData, SyntheticVideoData
+from wsl_zoo.data.video import VideoDataModule
 from wsl_zoo.data.wsol import WSOLData
 
 __all__ = [
     "CUBData",
     "Camelyon16Data",
+    "DAVISData",
     "DataError",
     "FolderData",
     "GlaSData",
@@ -21,7 +24,9 @@ __all__ = [
     "OpenImagesData",
     "Record",
     "SyntheticData",
+    "SyntheticVideoData",
     "UnlabelledImages",
+    "VideoDataModule",
     "WSOLData",
     "ZooDataModule",
 ]

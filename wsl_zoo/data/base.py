@@ -18,7 +18,7 @@ from pytorch_lightning import LightningDataModule
 from torch import Tensor
 from torch.utils.data import DataLoader
 
-from wsl_zoo.data.dataset import RecordSource, Source, ZooDataset, collate
+from wsl_zoo.data.dataset import RecordSource, Source, ZooDataset
 from wsl_zoo.data.manifest import DataError, Record, Verify, validate
 from wsl_zoo.data.metadata import annotate
 from wsl_zoo.data.samplers import ResumableLoader, SeededSampler, trainer_position
@@ -81,6 +81,8 @@ class ZooDataModule(LightningDataModule, ABC):
     """Splits whose masks and boxes the protocol hides."""
     shared: tuple[frozenset[str], ...] = ()
     """Sets of splits that may share images by protocol."""
+    corloc = False
+    """Whether boxes are what localisation is judged by, and CorLoc too, as in videos."""
 
     def __init__(
         self,
@@ -225,12 +227,13 @@ class ZooDataModule(LightningDataModule, ABC):
         """Return the metrics that choose checkpoints, by kind.
 
         "cl", classification, is judged on the first validation split; "loc", localisation, on the
-        first with masks (PxAP), else with boxes (MaxBoxAcc), else None. Each of `val_roots` is a
-        judge of its own, "loc_<name>" (MaxBoxAcc).
+        first with masks (PxAP), else with boxes (MaxBoxAcc), else None; of videos boxes come first.
+        Each of `val_roots` is a judge of its own, "loc_<name>" (MaxBoxAcc).
         """
         names = self.split_names("val")
         chosen: dict[str, str | None] = {"cl": f"{names[0]}/acc" if names else None, "loc": None}
-        for metric, has in (("maxboxacc", "has_boxes"), ("pxap", "has_masks")):
+        kinds = (("maxboxacc", "has_boxes"), ("pxap", "has_masks"))  # the last one counts
+        for metric, has in reversed(kinds) if self.corloc else kinds:
             annotated = [name for name in names if getattr(self.sources[name], has)]
             if annotated:
                 chosen["loc"] = f"{annotated[0]}/{metric}"
@@ -265,11 +268,23 @@ class ZooDataModule(LightningDataModule, ABC):
             self.sources[split],
             (side, side),
             self.augment if train else None,
-            seed=self.seed,
-            annotations=not train or self._training_reads_annotations(),
-            cache=self.cache,
-            cams=self.cams if train else None,
+            **self.dataset_options(split),
         )
+
+    def dataset_options(self, split: str) -> dict[str, Any]:
+        """Return the keyword arguments of a split's `ZooDataset`."""
+        train = split == "train"
+        return {
+            "seed": self.seed,
+            "annotations": not train or self._training_reads_annotations(),
+            "cache": self.cache,
+            "cams": self.cams if train else None,
+        }
+
+    @property
+    def items_per_batch(self) -> int:
+        """Items of the data set in a training batch."""
+        return self.batch_size
 
     def whole_images(self, split: str) -> DataLoader[Any]:
         """Return a loader of a split in order, as evaluation prepares it, without annotations."""
@@ -291,10 +306,10 @@ class ZooDataModule(LightningDataModule, ABC):
             rank=trainer.global_rank if trainer is not None else 0,
         )
         arguments: dict[str, Any] = {
-            "batch_size": self.batch_size if train else self.eval_batch_size,
+            "batch_size": self.items_per_batch if train else self.eval_batch_size,
             "sampler": sampler,
             "num_workers": self.num_workers,
-            "collate_fn": collate,
+            "collate_fn": dataset.collate,
             "pin_memory": torch.cuda.is_available(),
             "persistent_workers": self.num_workers > 0,
             "drop_last": train and self.drop_last,

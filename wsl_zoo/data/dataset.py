@@ -67,6 +67,20 @@ class RecordSource:
         return sample
 
 
+def collate(items: Sequence[Mapping[str, Any]]) -> Batch:
+    """Stack items into a batch; boxes and strings stay lists. Images are (B, C, H, W) uint8."""
+    batch: dict[str, Any] = {}
+    for key, first in items[0].items():
+        values = [item[key] for item in items]
+        if key == "boxes" or isinstance(first, str):
+            batch[key] = values
+        elif isinstance(first, Tensor):
+            batch[key] = torch.stack(values)
+        else:
+            batch[key] = torch.tensor(values)
+    return batch  # type: ignore[return-value]
+
+
 class ZooDataset(Dataset[dict[str, Any]]):
     """Resized and (for training) augmented samples, by `Key` or plain index.
 
@@ -106,6 +120,8 @@ class ZooDataset(Dataset[dict[str, Any]]):
         self.has_boxes = annotations and source.has_boxes
         self.annotations = self.has_masks or self.has_boxes
         self._cache: dict[int, Sample] | None = {} if cache else None
+
+    collate = staticmethod(collate)
 
     def __len__(self) -> int:
         return len(self.source)
@@ -151,17 +167,3 @@ class ZooDataset(Dataset[dict[str, Any]]):
             boxes = np.zeros((0, 4)) if sample.boxes is None else sample.boxes
             item["boxes"] = torch.from_numpy(np.ascontiguousarray(boxes, dtype=np.float64))
         return item
-
-
-def collate(items: Sequence[Mapping[str, Any]]) -> Batch:
-    """Stack items into a batch; boxes and strings stay lists. Images are (B, C, H, W) uint8."""
-    batch: dict[str, Any] = {}
-    for key, first in items[0].items():
-        values = [item[key] for item in items]
-        if key == "boxes" or isinstance(first, str):
-            batch[key] = values
-        elif isinstance(first, Tensor):
-            batch[key] = torch.stack(values)
-        else:
-            batch[key] = torch.tensor(values)
-    return batch  # type: ignore[return-value]

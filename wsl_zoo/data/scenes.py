@@ -90,26 +90,30 @@ def noise(rng: np.random.Generator, size: int, cells: float) -> Field:
     return _standardize(field)
 
 
-def ground(rng: np.random.Generator, size: int) -> Field:
+# The next three are fields for images of side `size`; with `sides` they span so many sides of them,
+# their texture as large as on the image.
+def ground(rng: np.random.Generator, size: int, sides: float = 1.0) -> Field:
     """Noise at four scales, from a third of the side down: `(size, size)`, mean 0, deviation 1."""
-    field = np.zeros((size, size), np.float32)
+    length = round(size * sides)
+    field = np.zeros((length, length), np.float32)
     for cells, weight in ((3, 0.8), (8, 0.5), (16, 0.5), (32, 0.4)):
-        field += np.float32(weight) * noise(rng, size, cells)
+        field += np.float32(weight) * noise(rng, length, cells * sides)
     return _standardize(field)
 
 
-def neutral_texture(rng: np.random.Generator, size: int) -> Field:
+def neutral_texture(rng: np.random.Generator, size: int, sides: float = 1.0) -> Field:
     """Noise in the band of the class textures: `(size, size)`, mean 0, deviation 1."""
-    return noise(rng, size, rng.uniform(1.1, 2.2) / PERIOD)
+    return noise(rng, round(size * sides), rng.uniform(1.1, 2.2) / PERIOD * sides)
 
 
-def class_texture(rng: np.random.Generator, size: int, label: int) -> Field:
+def class_texture(rng: np.random.Generator, size: int, label: int, sides: float = 1.0) -> Field:
     """The texture of class `label`, slightly bent: `(size, size)`, mean 0, deviation 1."""
     angle, phase = rng.uniform(0, TAU), rng.uniform(0, 4, (2, 1, 1)).astype(np.float32)
     period = max(PERIOD * size, 4.0) * rng.uniform(0.85, 1.15)
+    size = round(size * sides)
     steps = np.arange(size, dtype=np.float32) / np.float32(period)
     along, across = steps * np.float32(np.cos(angle)), steps * np.float32(np.sin(angle))
-    bend = np.float32(0.15) * noise(rng, size, 3)
+    bend = np.float32(0.15) * noise(rng, size, 3 * sides)
     u = along + across[:, None] + phase[0] + bend
     v = along[:, None] - across + phase[1] - bend
     return _standardize(_TEXTURES[TEXTURES[label]](u, v)) * np.float32(rng.choice((-1, 1)))
@@ -127,6 +131,13 @@ def outline(rng: np.random.Generator) -> NDArray[np.float64]:
     return np.asarray(np.stack((x, y), axis=1) / np.sqrt(area))
 
 
+def fill(curve: NDArray[np.float64], size: int) -> Mask:
+    """The region within a closed curve `(n, 2)`, x y in pixels: `(size, size)` uint8 in {0, 1}."""
+    mask = np.zeros((size, size), np.uint8)
+    cv2.fillPoly(mask, [np.rint(16 * curve).astype(np.int32)], 1, shift=4)
+    return mask
+
+
 def blob(rng: np.random.Generator, curve: NDArray[np.float64], size: int, coverage: float) -> Mask:
     """The region within `curve` (of `outline`) at a random place clear of the image's border.
 
@@ -136,10 +147,7 @@ def blob(rng: np.random.Generator, curve: NDArray[np.float64], size: int, covera
     extent, room = np.ptp(curve, axis=0), size - 3
     scale = min(np.sqrt(coverage) * size, room / extent.max())
     corner = 1 + (room - scale * extent) * rng.uniform(size=2)
-    points = np.rint(16 * (scale * (curve - curve.min(axis=0)) + corner)).astype(np.int32)
-    mask = np.zeros((size, size), np.uint8)
-    cv2.fillPoly(mask, [points], 1, shift=4)
-    return mask
+    return fill(scale * (curve - curve.min(axis=0)) + corner, size)
 
 
 def free_blob(rng: np.random.Generator, size: int, coverage: float, taken: Mask) -> Mask | None:
@@ -156,9 +164,15 @@ def free_blob(rng: np.random.Generator, size: int, coverage: float, taken: Mask)
 def evidence(rng: np.random.Generator, mask: Mask, rest: float) -> Field:
     """Clarity of the class in an object: `(H, W)`, 1 around a random pixel, `rest` far from it."""
     ys, xs = np.nonzero(mask)
-    at, steps = rng.integers(len(xs)), np.arange(len(mask), dtype=np.float32)
-    dx, dy = steps - np.float32(xs[at]), (steps - np.float32(ys[at]))[:, None]
-    near: Field = np.exp(-(((dx * dx + dy * dy) / np.float32(REACH**2 * len(xs))) ** 2))
+    at = rng.integers(len(xs))
+    return clarity(xs[at], ys[at], REACH**2 * len(xs), len(mask), rest)
+
+
+def clarity(x: float, y: float, square: float, size: int, rest: float) -> Field:
+    """1 around the pixel (x, y), `rest` beyond the root of `square` pixels: `(size, size)`."""
+    steps = np.arange(size, dtype=np.float32)
+    dx, dy = steps - np.float32(x), (steps - np.float32(y))[:, None]
+    near: Field = np.exp(-(((dx * dx + dy * dy) / np.float32(square)) ** 2))
     return np.float32(rest) + np.float32(1 - rest) * near
 
 
@@ -175,17 +189,41 @@ def paint(image: Field, field: Field, colors: tuple[Field, Field], mask: Mask) -
     `field` `(H, W)` is its texture, `colors` come from `palette`, `mask` `(H, W)` from `blob`.
     """
     x, y, width, height = cv2.boundingRect(mask)
-    rows, cols = slice(y - 1, y + height + 1), slice(x - 1, x + width + 1)
+    rows = slice(max(y - 1, 0), y + height + 1)
+    cols = slice(max(x - 1, 0), x + width + 1)
     alpha = cv2.GaussianBlur(mask.astype(np.float32), (3, 3), 0.6)[rows, cols]
     part = image[:, rows, cols]
     part += alpha * (colors[0] + field[rows, cols] * colors[1] - part)
 
 
-def _span(name: str, number: tuple[int, int] | int, least: int, most: int) -> tuple[int, int]:
+def span(name: str, number: tuple[int, int] | int, least: int, most: int) -> tuple[int, int]:
+    """Return `number` as an inclusive range; ValueError if it leaves `least`..`most`."""
     low, high = (number, number) if isinstance(number, int) else number
     if not least <= low <= high <= most:
         raise ValueError(f"{name}={number}: give a number or (low, high) within {least}..{most}")
     return low, high
+
+
+def check_scene(
+    index: int,
+    seed: int,
+    size: int,
+    num_classes: int,
+    coverage: tuple[float, float],
+    rest: float,
+    grain: float,
+) -> None:
+    """Refuse arguments of `render_scene` that are out of their range."""
+    if index < 0 or seed < 0:
+        raise ValueError(f"index and seed count from 0, got index={index} and seed={seed}")
+    if size < MIN_SIZE:
+        raise ValueError(f"size={size} is too small for a texture: at least {MIN_SIZE} pixels")
+    if not 1 <= num_classes <= len(TEXTURES):
+        raise ValueError(f"num_classes={num_classes}: within 1..{len(TEXTURES)}, for {TEXTURES}")
+    if not 0 < coverage[0] <= coverage[1] <= 0.5:
+        raise ValueError(f"coverage={coverage}: give (low, high) with 0 < low <= high <= 0.5")
+    if not (0 <= rest <= 1 and grain >= 0):
+        raise ValueError(f"rest={rest}, grain={grain}: rest lies in 0..1, grain is not negative")
 
 
 def render_scene(
@@ -221,18 +259,9 @@ def render_scene(
     Raises:
         ValueError: An argument is out of its range.
     """
-    if index < 0 or seed < 0:
-        raise ValueError(f"index and seed count from 0, got index={index} and seed={seed}")
-    if size < MIN_SIZE:
-        raise ValueError(f"size={size} is too small for a texture: at least {MIN_SIZE} pixels")
-    if not 1 <= num_classes <= len(TEXTURES):
-        raise ValueError(f"num_classes={num_classes}: within 1..{len(TEXTURES)}, for {TEXTURES}")
-    if not 0 < coverage[0] <= coverage[1] <= 0.5:
-        raise ValueError(f"coverage={coverage}: give (low, high) with 0 < low <= high <= 0.5")
-    if not (0 <= rest <= 1 and grain >= 0):
-        raise ValueError(f"rest={rest}, grain={grain}: rest lies in 0..1, grain is not negative")
-    objects = _span("num_objects", num_objects, 1, MAX_OBJECTS)
-    distractors = _span("num_distractors", num_distractors, 0, 2 * MAX_OBJECTS)
+    check_scene(index, seed, size, num_classes, coverage, rest, grain)
+    objects = span("num_objects", num_objects, 1, MAX_OBJECTS)
+    distractors = span("num_distractors", num_distractors, 0, 2 * MAX_OBJECTS)
 
     rng = np.random.default_rng((seed, index))
     label, hue = index % (num_classes + negatives), rng.uniform()

@@ -1,4 +1,4 @@
-"""The built-in data set: procedural scenes, rendered when they are asked for; no files."""
+"""The built-in data sets: procedural scenes and clips, rendered when asked for; no files."""
 
 from __future__ import annotations
 
@@ -9,15 +9,28 @@ import numpy as np
 
 from wsl_zoo.data.base import ZooDataModule
 from wsl_zoo.data.dataset import Source
+from wsl_zoo.data.moving import Clip, render_clip
 from wsl_zoo.data.scenes import TEXTURES, render_hue_scene, render_scene
 from wsl_zoo.data.transforms import Sample
+from wsl_zoo.data.video import VideoDataModule
 
 Cue = Literal["texture", "hue"]
 RENDER = {"texture": render_scene, "hue": render_hue_scene}
 NEGATIVE = "none"
 
-# Splits are disjoint ranges of the scene index.
+# Splits are disjoint ranges of the index of scenes or clips.
 SPLIT_OFFSET = {"train": 0, "val": 10_000_000, "test": 20_000_000}
+RECENT_CLIPS = 4  # kept by a source that keeps few
+
+# A scene's boxes name the last pixel, a sample's the edge after it.
+TO_EDGES = np.array([0, 0, 1, 1])
+
+
+def _split_counts(classes: int, **counts: int) -> dict[str, int]:
+    if min(counts.values()) < classes:
+        sizes = ", ".join(f"{split}={count}" for split, count in counts.items())
+        raise ValueError(f"{sizes}: every split needs all {classes} classes")
+    return counts
 
 
 class SceneSource:
@@ -66,10 +79,63 @@ class SceneSource:
             image=scene.image,
             label=scene.label,
             mask=scene.mask if annotations else None,
-            # A scene's boxes name the last pixel, a sample's the edge after it.
-            boxes=scene.boxes + np.array([0, 0, 1, 1]) if annotations else None,
+            boxes=scene.boxes + TO_EDGES if annotations else None,
             path=f"scene-{self.offset + index}",
             size=(self.size, self.size),
+        )
+
+
+class ClipSource:
+    """Frames of the clips of a range of indices, clip by clip.
+
+    Args:
+        count: How many clips.
+        offset: Index of the first.
+        frames: Number T of frames of a clip.
+        keep: Clips kept in memory, those used last; None: all.
+        **options: As of `render_clip`.
+    """
+
+    has_masks = True
+    has_boxes = True
+
+    def __init__(
+        self, count: int, offset: int, frames: int, keep: int | None = RECENT_CLIPS, **options: Any
+    ) -> None:
+        self.offset = offset
+        self.frames = frames
+        self.keep = keep
+        self.options = options | {"frames": frames}
+        self.shots = [range(i * frames, (i + 1) * frames) for i in range(count)]
+        self._clips: dict[int, Clip] = {}  # in the order of their last use
+
+    def __len__(self) -> int:
+        return len(self.shots) * self.frames
+
+    def clip(self, index: int) -> Clip:
+        """Return clip `index`, rendered if it is not in memory."""
+        clip = self._clips.pop(index, None) or render_clip(self.offset + index, **self.options)
+        self._clips[index] = clip
+        if self.keep is not None and len(self._clips) > self.keep:
+            del self._clips[next(iter(self._clips))]
+        return clip
+
+    def load(self, index: int, *, annotations: bool) -> Sample:
+        """Return frame `index % T` of clip `index // T`."""
+        if not 0 <= index < len(self):
+            raise IndexError(f"frame {index} of {len(self)}")
+        number, frame = divmod(index, self.frames)
+        clip = self.clip(number)
+        image, mask = clip.images[frame], clip.masks[frame]
+        name = f"clip-{self.offset + number}"
+        return Sample(
+            image=image,
+            label=clip.label,
+            mask=mask if annotations else None,
+            boxes=clip.boxes[frame] + TO_EDGES if annotations else None,
+            group=name,
+            path=f"{name}/{frame}",
+            size=(image.shape[0], image.shape[1]),
         )
 
 
@@ -111,12 +177,7 @@ class SyntheticData(ZooDataModule):
             raise ValueError(f"classes={classes} must be between {least} and {len(TEXTURES)}")
         if negatives and cue != "texture":
             raise ValueError(f'negatives=True needs cue="texture", got {cue!r}')
-        if min(train, val, test) < classes + negatives:
-            raise ValueError(
-                f"train={train}, val={val}, test={test}: every split needs all "
-                f"{classes + negatives} classes"
-            )
-        self.counts = {"train": train, "val": val, "test": test}
+        self.counts = _split_counts(classes + negatives, train=train, val=val, test=test)
         if cue not in RENDER:
             raise ValueError(f"cue={cue!r} must be one of {', '.join(RENDER)}")
         self.classes = classes
@@ -148,5 +209,77 @@ class SyntheticData(ZooDataModule):
                 self.cue,
                 self.negatives,
             )
+            for split, count in self.counts.items()
+        }
+
+
+class SyntheticVideoData(VideoDataModule):
+    """Clips of one textured object moving before a moving ground; the class is the texture.
+
+    Every frame of a training clip may be drawn; every frame of the others is evaluated. With
+    `leave`, some of those frames show no object.
+
+    Args:
+        train: Number of training clips.
+        val: Number of validation clips.
+        test: Number of test clips.
+        frames_per_clip: Number T of frames of a clip.
+        classes: Number K of classes.
+        motion: See `render_clip`, as of the next four.
+        turn: See there.
+        wander: See there.
+        camera: See there.
+        leave: See there.
+        scene_seed: Seed of the clips (apart from `seed`, so that runs share their data).
+        image_size: Side of the images in pixels.
+        cache: Keep rendered clips in memory (at 96 pixels 0.3 MB per clip of 8 frames).
+        **kwargs: See `VideoDataModule`.
+    """
+
+    def __init__(
+        self,
+        train: int = 200,
+        val: int = 20,
+        test: int = 40,
+        frames_per_clip: int = 8,
+        classes: int = 4,
+        motion: tuple[float, float] = (0.0, 0.02),
+        turn: tuple[float, float] = (0.0, 0.1),
+        wander: tuple[float, float] = (0.8, 1.4),
+        camera: tuple[float, float] = (0.0, 0.02),
+        leave: float = 0.0,
+        scene_seed: int = 0,
+        image_size: int = 96,
+        cache: bool = True,
+        **kwargs: Any,
+    ) -> None:
+        super().__init__(image_size=image_size, cache=cache, **kwargs)
+        if not 2 <= classes <= len(TEXTURES):
+            raise ValueError(f"classes={classes} must be between 2 and {len(TEXTURES)}")
+        self.counts = _split_counts(classes, train=train, val=val, test=test)
+        self.classes = classes
+        self.options: dict[str, Any] = {
+            "frames": frames_per_clip,
+            "seed": scene_seed,
+            "size": self.train_resize,
+            "num_classes": classes,
+            "motion": motion,
+            "turn": turn,
+            "wander": wander,
+            "camera": camera,
+            "leave": leave,
+        }
+        render_clip(0, **self.options)  # refuses bad options here, not when training has begun
+
+    @property
+    def class_names(self) -> list[str]:
+        """Names of the textures."""
+        return list(TEXTURES[: self.classes])
+
+    def read(self) -> dict[str, Source]:
+        """Return a source per split."""
+        keep = None if self.cache else RECENT_CLIPS
+        return {
+            split: ClipSource(count, SPLIT_OFFSET[split], keep=keep, **self.options)
             for split, count in self.counts.items()
         }

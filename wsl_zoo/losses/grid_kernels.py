@@ -1,4 +1,8 @@
-"""Compiled CPU kernels of the bilateral grid: splines of each pixel, spread and read."""
+"""Compiled CPU kernels of the bilateral grid: splines of each pixel, spread and read.
+
+Two for features of any kind and number, two for whole-number colours alone, whose splines are
+looked up in tables of the 256 levels.
+"""
 
 from __future__ import annotations
 
@@ -12,6 +16,8 @@ from wsl_zoo.losses.lattice_kernels import entry_point
 
 Floats = NDArray[Any]
 Keys = NDArray[np.int64]
+Levels = NDArray[np.uint8]
+Cells = NDArray[np.uint64]
 
 
 @njit(nogil=True)
@@ -95,3 +101,82 @@ def read(place: Floats, table: Floats, orders: Keys, strides: Keys, values: Floa
             for c in range(count):
                 total += weights[c] * table[k, cells[c]]
             values[k, p] = total
+
+
+@entry_point
+def spread_colors(
+    colors: Levels,
+    maps: tuple[Floats, Floats],
+    cells: Cells,
+    weights: Floats,
+    taps: tuple[int, int],
+    steps: tuple[np.uint64, np.uint64],
+    table: Floats,
+) -> None:
+    """Add two maps of an image to a grid over its colours alone.
+
+    Four cells of the last axis are taken whatever its order, as a loop of known length is unrolled.
+    Indices are unsigned: of others numba looks whether they count from the end.
+
+    Args:
+        colors: `(3, N)`.
+        maps: Two of `(N,)`.
+        cells: `(3, 256)` where in the table the cells of a level begin, to be summed over channels.
+        weights: `(3, 256, 4)` of these cells, in the type of the table; 0 beyond the splines.
+        taps: Number of cells along the first two axes.
+        steps: From one cell to the next along these, in entries of the table.
+        table: Added to; flat, the last axis and then the map fastest.
+    """
+    for p in range(colors.shape[1]):
+        red, green, blue = colors[0, p], colors[1, p], colors[2, p]
+        u, v = maps[0][p], maps[1][p]
+        w0, w1 = weights[2, blue, 0], weights[2, blue, 1]
+        w2, w3 = weights[2, blue, 2], weights[2, blue, 3]
+        line = (w0 * u, w0 * v, w1 * u, w1 * v, w2 * u, w2 * v, w3 * u, w3 * v)
+        start = cells[0, red] + cells[1, green] + cells[2, blue]
+        for i in range(taps[0]):
+            for j in range(taps[1]):
+                w = weights[0, red, i] * weights[1, green, j]
+                cell = start + np.uint64(i) * steps[0] + np.uint64(j) * steps[1]
+                for k in range(8):
+                    table[cell + np.uint64(k)] += w * line[k]
+
+
+@entry_point
+def read_colors(
+    colors: Levels,
+    table: Floats,
+    cells: Cells,
+    weights: Floats,
+    taps: tuple[int, int],
+    steps: tuple[np.uint64, np.uint64],
+    maps: tuple[Floats, Floats],
+) -> None:
+    """Read two maps of an image back from a grid over its colours alone.
+
+    Args:
+        colors: `(3, N)`.
+        table: As `spread_colors` leaves it.
+        cells: As in `spread_colors`.
+        weights: As in `spread_colors`.
+        taps: As in `spread_colors`.
+        steps: As in `spread_colors`.
+        maps: Two of `(N,)`, overwritten.
+    """
+    one, two, four, six = np.uint64(1), np.uint64(2), np.uint64(4), np.uint64(6)
+    for p in range(colors.shape[1]):
+        red, green, blue = colors[0, p], colors[1, p], colors[2, p]
+        w0, w1 = weights[2, blue, 0], weights[2, blue, 1]
+        w2, w3 = weights[2, blue, 2], weights[2, blue, 3]
+        u = v = table.dtype.type(0)
+        start = cells[0, red] + cells[1, green] + cells[2, blue]
+        for i in range(taps[0]):
+            for j in range(taps[1]):
+                w = weights[0, red, i] * weights[1, green, j]
+                a = start + np.uint64(i) * steps[0] + np.uint64(j) * steps[1]
+                b = a + one
+                near, far = w0 * table[a] + w1 * table[a + two], w2 * table[a + four]
+                u += w * (near + far + w3 * table[a + six])
+                near, far = w0 * table[b] + w1 * table[b + two], w2 * table[b + four]
+                v += w * (near + far + w3 * table[b + six])
+        maps[0][p], maps[1][p] = u, v

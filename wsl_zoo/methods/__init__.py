@@ -4,6 +4,7 @@ from wsl_zoo.methods.acol import ACoL
 from wsl_zoo.methods.adl import ADL
 from wsl_zoo.methods.base import ZooModule
 from wsl_zoo.methods.cam import CAMClassifier
+from wsl_zoo.methods.colocam import CoLoCAM
 from wsl_zoo.methods.cutmix import CutMix
 from wsl_zoo.methods.fcam import FCAM
 from wsl_zoo.methods.has import HaS
@@ -12,6 +13,7 @@ from wsl_zoo.methods.nlccam import NLCCAM
 from wsl_zoo.methods.sat import SAT
 from wsl_zoo.methods.scm import SCM
 from wsl_zoo.methods.spg import SPG
+from wsl_zoo.methods.tcam import TCAM
 from wsl_zoo.methods.tscam import TSCAM
 from wsl_zoo.methods.unet import SupervisedUNet
 
@@ -23,9 +25,11 @@ __all__ = [
     "SAT",
     "SCM",
     "SPG",
+    "TCAM",
     "TSCAM",
     "ACoL",
     "CAMClassifier",
+    "CoLoCAM",
     "CutMix",
     "HaS",
     "SupervisedUNet",

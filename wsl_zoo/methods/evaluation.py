@@ -46,8 +46,10 @@ class Evaluated(LightningModule):
         return [stage] if count == 1 else [f"{stage}_{i}" for i in range(count)]
 
     def _start_metrics(self, stage: str, thresholds: Thresholds | None = None) -> None:
+        corloc = getattr(getattr(self.trainer, "datamodule", None), "corloc", False)
         for name in self._split_names(stage):
-            self.metrics[name] = SplitMetrics(self.num_classes, thresholds).to(self.device)
+            metrics = SplitMetrics(self.num_classes, thresholds, corloc=corloc)
+            self.metrics[name] = metrics.to(self.device)
 
     def on_validation_start(self) -> None:
         """Make the metrics anew."""
@@ -120,6 +122,10 @@ class Evaluated(LightningModule):
         See `SplitMetrics.curves`. All processes must call this.
         """
         return {name: self.metrics[name].curves() for name in self._split_names(stage)}
+
+    def per_class(self, stage: str) -> dict[str, dict[str, Tensor]]:
+        """Return the metrics per class of the last pass, by split; see `SplitMetrics.per_class`."""
+        return {name: self.metrics[name].per_class() for name in self._split_names(stage)}
 
     def _log_metrics(self, split: str, values: Mapping[str, Tensor]) -> None:
         for name, value in values.items():

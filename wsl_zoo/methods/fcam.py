@@ -21,7 +21,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Iterable
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 import torch
 from torch import Tensor, nn
@@ -47,8 +47,6 @@ SAME_AS_STAGE_1 = (
     "head",
     "head_args",
 )
-TERMS = ("seed", "crf", "size", "entropy")
-
 Sampler = Literal["threshold", "probability", "probability_negative_area", "uniform", "weighted"]
 
 
@@ -95,6 +93,9 @@ class FCAM(ZooModule):
         ValueError: Unknown sampler, head, map or term.
     """
 
+    terms: ClassVar[tuple[str, ...]] = ("seed", "crf", "size", "entropy")
+    """Terms with a weight, which `windows` can switch."""
+
     def __init__(
         self,
         classifier: str | None = None,
@@ -128,10 +129,9 @@ class FCAM(ZooModule):
         if cam is None and (cam_args is not None or cam_layer != -1):
             raise ValueError("cam_layer and cam_args go with cam=, which is not given")
         for term, window in (windows or {}).items():
-            if term not in TERMS or len(window) != 2:
-                raise ValueError(
-                    f"windows={{{term!r}: {window}}}: give [first, last] for {', '.join(TERMS)}"
-                )
+            if term not in self.terms or len(window) != 2:
+                known = ", ".join(self.terms)
+                raise ValueError(f"windows={{{term!r}: {window}}}: give [first, last] for {known}")
         self.head = build(
             "head", HEADS, head, head_args, self.encoder.final_channels, self.num_classes
         )
@@ -253,7 +253,12 @@ class FCAM(ZooModule):
             own = batch["valid"]
             cams[batch["index"][own]] = maps[own]
         # Every process has read its share; those of the others are zero.
-        data.cams = self.trainer.strategy.reduce(cams, reduce_op="sum").cpu()
+        cams = self.trainer.strategy.reduce(cams, reduce_op="sum").cpu()
+        data.cams = self.pooled(cams, data)
+
+    def pooled(self, cams: Tensor, data: Any) -> Tensor:
+        """Return the maps (N, h, w) to seed from, of those of all training images of `data`."""
+        return cams
 
     # Seeds -------------------------------------------------------------------------------------
 

@@ -3,8 +3,10 @@
 Classification: accuracy, balanced accuracy (mean recall of the classes that occur) and, with more
 than five classes, top-5. Masks: PxAP beside the prevalence, peak IoU, Dice at the best threshold of
 the split itself ("oracle"). Boxes: MaxBoxAcc, MaxBoxAccV2, and top-1 (top-5) localisation at the
-best threshold ("oracle"). Once thresholds were chosen on validation, also the values at those:
-Dice, BoxAcc, BoxAccV2, top-1 (top-5) localisation.
+best threshold ("oracle"). Videos: CorLoc, the share of frames localised at IoU 0.5, as the mean over
+classes, at the threshold that is best on the split: one for all classes ("oracle", TCAM's protocol)
+or one per class ("class_oracle", CoLo-CAM's). Once thresholds were chosen on validation, also the
+values at those: Dice, BoxAcc, BoxAccV2, top-1 (top-5) localisation, CorLoc.
 """
 
 from __future__ import annotations
@@ -21,6 +23,7 @@ from torchmetrics.classification import MulticlassAccuracy
 
 from wsl_zoo.metrics.base import IGNORE
 from wsl_zoo.metrics.boxes import BoxAcc, BoxAccV2, BoxLocalization, MaxBoxAcc, MaxBoxAccV2
+from wsl_zoo.metrics.corloc import CorLoc
 from wsl_zoo.metrics.dice import DiceAtThreshold, ImageDice
 from wsl_zoo.metrics.pixels import PeakIoU, PixelCurve, Prevalence, PxAP
 
@@ -96,7 +99,7 @@ def _pixels(threshold: float | None) -> MetricCollection:
     return MetricCollection(metrics)
 
 
-def _boxes(num_classes: int, thresholds: Thresholds) -> MetricCollection:
+def _boxes(num_classes: int, thresholds: Thresholds, corloc: bool) -> MetricCollection:
     top = (1, TOP) if num_classes > TOP else (1,)
     metrics: dict[str, Metric | MetricCollection] = {
         "maxboxacc": MaxBoxAcc(topk=top),
@@ -106,6 +109,11 @@ def _boxes(num_classes: int, thresholds: Thresholds) -> MetricCollection:
         metrics["boxacc"] = BoxAcc(thresholds.largest, topk=top)
     if thresholds.all is not None:
         metrics["boxacc_v2"] = BoxAccV2(thresholds.all)
+    if corloc:
+        metrics["corloc_oracle"] = CorLoc(num_classes, "global")
+        metrics["corloc_class_oracle"] = CorLoc(num_classes, "per_class")
+        if thresholds.largest is not None:
+            metrics["corloc"] = CorLoc(num_classes, thresholds.largest)
     return MetricCollection(metrics)
 
 
@@ -115,14 +123,17 @@ class SplitMetrics(nn.Module):
     Args:
         num_classes: Number K of classes.
         thresholds: Map thresholds chosen on validation, for the values at fixed thresholds.
+        corloc: The split holds frames of videos: CorLoc too, where there are boxes.
     """
 
-    def __init__(self, num_classes: int, thresholds: Thresholds | None = None) -> None:
+    def __init__(
+        self, num_classes: int, thresholds: Thresholds | None = None, *, corloc: bool = False
+    ) -> None:
         super().__init__()
         thresholds = Thresholds() if thresholds is None else thresholds
         self.classification = _classification(num_classes)
         self.pixels = _pixels(thresholds.pixels)
-        self.boxes = _boxes(num_classes, thresholds)
+        self.boxes = _boxes(num_classes, thresholds, corloc)
         self._seen: set[str] = set()
 
     def update(
@@ -183,6 +194,16 @@ class SplitMetrics(nn.Module):
             if not math.isnan(pixels):  # some pixel is foreground
                 best = replace(best, pixels=pixels)
         return {k: v for k, v in values.items() if not torch.isnan(v)}, best
+
+    def per_class(self) -> dict[str, Tensor]:
+        """Return CorLoc of every class by name, `(K,)` each, NaN of a class without frames.
+
+        Empty where CorLoc is not asked for or no frame has a box. All processes must call this.
+        """
+        if "boxes" not in self._seen:
+            return {}
+        metrics = {k: m for k, m in self.boxes.items() if isinstance(m, CorLoc)}
+        return {name: metric.per_class() for name, metric in metrics.items()}
 
     def curves(self) -> dict[str, dict[str, Tensor]]:
         """Return the curves over map thresholds: "pixels", and of boxes "largest" and "all".
