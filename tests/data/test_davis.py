@@ -110,12 +110,16 @@ def test_palette_masks_with_instance_ids_are_united(copy):
 def test_boxes_of_the_table_come_before_those_of_masks(copy):
     rows = [f"{name},{tag},00000,,,,,0.1" for name, tag in TAGS.items()]
     rows += ["ape,animal,00001,0,1,11.5,7,0.2", "ape,animal,00001,2,2,3,3,0.2"]
+    rows += ["dog,animal,00001,1,1,2,2,0.2", "dog,animal,00002,1,1,2,2,0.2"]
     write_table(copy, *rows, header="sequence,label,frame,x0,y0,x1,y1,fg", name="tags.csv")
     data = DAVISData(str(copy), table=str(copy / "tags.csv"), folds=2)
     boxes = {r.image.stem: r.boxes for r in data.sources["test"].records if r.group == "ape"}
     assert boxes["00001"] == ((0, 1, 11.5, 7), (2, 2, 3, 3))
     assert boxes["00000"] == ((0, 2, 4, 5),)
     assert boxes["00002"] == ((2, 2, 6, 5),)
+    assert all(r.boxes is None for r in data.sources["train"].records)
+    (record,) = (r for r in data.sources["val"].records if r.place == "dog/00002")
+    assert record.boxes == ((1, 1, 2, 2),)
 
 
 @pytest.mark.parametrize("resolution", ["480p", "1080p"])

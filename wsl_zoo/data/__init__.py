@@ -12,6 +12,7 @@ from wsl_zoo.data.openimages import OpenImagesData
 from wsl_zoo.data.synthetic import SyntheticData, SyntheticVideoData
 from wsl_zoo.data.video import VideoDataModule
 from wsl_zoo.data.wsol import WSOLData
+from wsl_zoo.data.youtube_objects import YouTubeObjectsData
 
 __all__ = [
     "CUBData",
@@ -28,5 +29,6 @@ __all__ = [
     "UnlabelledImages",
     "VideoDataModule",
     "WSOLData",
+    "YouTubeObjectsData",
     "ZooDataModule",
 ]

@@ -15,9 +15,9 @@ from __future__ import annotations
 
 import csv
 import random
-from dataclasses import replace
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol, TypeVar
 
 from wsl_zoo.data.base import ZooDataModule, find_images
 from wsl_zoo.data.manifest import (
@@ -35,6 +35,20 @@ from wsl_zoo.data.manifest import (
 
 SPLITS = ("train", "val", "test")
 BOX_COLUMNS = ("image", "x0", "y0", "x1", "y1")
+
+Boxes = dict[str, tuple[int, tuple[Box, ...]]]
+"""First line and boxes of every image of a `boxes.csv`, by its path relative to the root."""
+
+
+class Labelled(Protocol):
+    """What has a label."""
+
+    @property
+    def label(self) -> int:
+        """Class index in [0, K)."""
+
+
+T = TypeVar("T", bound=Labelled)
 
 
 class FolderData(ZooDataModule):
@@ -66,15 +80,10 @@ class FolderData(ZooDataModule):
         super().__init__(**kwargs)
         if root is None and manifest is None:
             raise ValueError("give root= (a folder of class folders) or manifest= (a CSV file)")
-        if min(val_fraction, test_fraction) < 0 or val_fraction + test_fraction >= 1:
-            raise ValueError(
-                f"val_fraction={val_fraction} and test_fraction={test_fraction} must be >= 0 and "
-                "leave something to train on"
-            )
         self.root = Path(root) if root is not None else None
         self.manifest = Path(manifest) if manifest is not None else self._manifest_in(self.root)
         self.classes = classes
-        self.fractions = {"val": val_fraction, "test": test_fraction}
+        self.fractions = fractions_of(val_fraction, test_fraction)
         self.split_seed = split_seed
         self.negatives = negatives
         self._names: list[str] | None = None
@@ -93,7 +102,10 @@ class FolderData(ZooDataModule):
             if self.manifest is not None:
                 self._names = class_names_of(read_rows(self.manifest))
             else:
-                self._names = [folder.name for folder in self._class_folders(self._train_folder())]
+                assert self.root is not None
+                self._names = [
+                    folder.name for folder in class_folders(train_folder(self.root), self.root)
+                ]
         return self._names
 
     @property
@@ -110,24 +122,6 @@ class FolderData(ZooDataModule):
                 f"negatives={self.negatives!r} is none of the classes {', '.join(self.class_names)}"
             )
         return self.class_names.index(self.negatives)
-
-    def _train_folder(self) -> Path:
-        assert self.root is not None
-        if not self.root.is_dir():
-            raise DataError(f"Folder {self.root}", ["it does not exist or is no folder"])
-        train = self.root / "train"
-        return train if train.is_dir() else self.root
-
-    def _class_folders(self, folder: Path) -> list[Path]:
-        reserved = {*SPLITS, "masks"} if folder == self.root else set()
-        folders = [
-            path
-            for path in sorted(folder.iterdir())
-            if path.is_dir() and not path.name.startswith(".") and path.name not in reserved
-        ]
-        if not folders:
-            raise DataError(f"Folder {folder}", ["expected one folder of images per class in it"])
-        return folders
 
     def read(self) -> Splits:
         """Read the manifest or the folders, and draw the splits that are missing."""
@@ -147,52 +141,34 @@ class FolderData(ZooDataModule):
         ]
         if unknown:
             raise DataError(str(self.manifest or self.root), unknown)
-        left = 1.0
-        for name, fraction in self.fractions.items():
-            if fraction and not any(split.startswith(name) for split in splits):
-                splits["train"], splits[name] = self._draw(splits["train"], fraction / left, name)
-                left -= fraction
+        draw_missing(splits, lambda r: r.group or str(r.image), self.fractions, self.split_seed)
         return splits
 
     def _read_folders(self) -> Splits:
         assert self.root is not None
-        boxes = self._read_boxes(self.root / "boxes.csv")
+        boxes = read_boxes(self.root / "boxes.csv")
         used: set[str] = set()
         splits: Splits = {}
         problems: list[str] = []
-        for split in SPLITS:
-            folder = self._train_folder() if split == "train" else self.root / split
-            if not folder.is_dir():
+        for split, label, folder in labelled_folders(self.root, self.class_names, problems):
+            try:
+                images = find_images(folder)
+            except DataError as error:
+                problems.append(f"{folder}: {error.problems[0]}")
                 continue
-            for class_folder in self._class_folders(folder):
-                if class_folder.name not in self.class_names:
-                    near = suggestion(class_folder.name, self.class_names)
-                    problems.append(f"{class_folder}: unknown class{near}")
-                    continue
-                label = self.class_names.index(class_folder.name)
-                try:
-                    images = find_images(class_folder)
-                except DataError as error:
-                    problems.append(f"{class_folder}: {error.problems[0]}")
-                    continue
-                for image in images:
-                    name = image.relative_to(self.root).as_posix()
-                    used.add(name)
-                    splits.setdefault(split, []).append(
-                        Record(
-                            image=image,
-                            label=label,
-                            masks=self._masks_of(image),
-                            boxes=boxes[name][1] if name in boxes else None,
-                            place=name,
-                        )
+            for image in images:
+                name = image.relative_to(self.root).as_posix()
+                used.add(name)
+                splits.setdefault(split, []).append(
+                    Record(
+                        image=image,
+                        label=label,
+                        masks=self._masks_of(image),
+                        boxes=boxes[name][1] if name in boxes else None,
+                        place=name,
                     )
-        lost = [(line, name) for name, (line, _) in boxes.items() if name not in used]
-        problems += [
-            f"boxes.csv, line {line}: no image {name!r}"
-            + (suggestion(name, used) if i < SHOWN_PROBLEMS else "")  # slow in large data sets
-            for i, (line, name) in enumerate(lost)
-        ]
+                )
+        problems += lost_boxes(boxes, used)
         if problems:
             raise DataError(f"Folder {self.root}", problems)
         return splits
@@ -203,47 +179,142 @@ class FolderData(ZooDataModule):
         candidates = [stem.with_name(stem.name + ending) for ending in (".png", ".bmp", ".tif")]
         return tuple(path for path in candidates if path.is_file())[:1]
 
-    @staticmethod
-    def _read_boxes(path: Path) -> dict[str, tuple[int, tuple[Box, ...]]]:
-        """Return the first line and the boxes of every image listed."""
-        if not path.is_file():
-            return {}
-        boxes: dict[str, tuple[int, tuple[Box, ...]]] = {}
-        problems = []
-        with path.open(newline="", encoding="utf-8-sig") as file:
-            reader = csv.DictReader(file, skipinitialspace=True)
-            if tuple(reader.fieldnames or ()) != BOX_COLUMNS:
-                found = ",".join(reader.fieldnames or ())
-                problem = f"expected the header {','.join(BOX_COLUMNS)}, found {found}"
-                raise DataError(f"{path}, line 1", [problem])
-            for row in reader:
-                numbers = [*(row[name] or "" for name in BOX_COLUMNS[1:]), *row.get(None, ())]
-                try:
-                    box = parse_boxes(" ".join(numbers))
-                except ValueError as error:
-                    problems.append(f"line {reader.line_num}: {error}")
-                else:
-                    line, others = boxes.get(row["image"].strip(), (reader.line_num, ()))
-                    boxes[row["image"].strip()] = (line, others + box)
-        if problems:
-            raise DataError(str(path), problems)
-        return boxes
 
-    def _draw(
-        self, records: list[Record], fraction: float, name: str
-    ) -> tuple[list[Record], list[Record]]:
-        """Take a fraction of every class (whole groups together) out of `records`."""
-        rng = random.Random(f"{self.split_seed}-{name}")
-        taken: set[str] = set()
-        for label in range(len(self.class_names)):
-            units = sorted({r.group or str(r.image) for r in records if r.label == label})
-            rng.shuffle(units)
-            count = min(round(fraction * len(units)) or 1, len(units) - 1)  # some must stay
-            others = [unit for unit in units if unit not in taken]  # a group may have many labels
-            taken.update(others[: max(0, count - (len(units) - len(others)))])
-        drawn = [replace(r) for r in records if (r.group or str(r.image)) in taken]
-        rest = [r for r in records if (r.group or str(r.image)) not in taken]
-        return rest, drawn
+def fractions_of(val_fraction: float, test_fraction: float) -> dict[str, float]:
+    """Return the parts to draw, by split.
+
+    Raises:
+        ValueError: A part is negative, or nothing is left to train on.
+    """
+    if min(val_fraction, test_fraction) < 0 or val_fraction + test_fraction >= 1:
+        raise ValueError(
+            f"val_fraction={val_fraction} and test_fraction={test_fraction} must be >= 0 and "
+            "leave something to train on"
+        )
+    return {"val": val_fraction, "test": test_fraction}
+
+
+def train_folder(root: Path) -> Path:
+    """Return the folder of the training classes: `train`, else the root itself (a flat set).
+
+    Raises:
+        DataError: The root does not exist.
+    """
+    if not root.is_dir():
+        raise DataError(f"Folder {root}", ["it does not exist or is no folder"])
+    train = root / "train"
+    return train if train.is_dir() else root
+
+
+def class_folders(folder: Path, root: Path, what: str = "images") -> list[Path]:
+    """Return the folders of the classes in that of a split, sorted; in the root, no split's.
+
+    Raises:
+        DataError: There is none; `what` they should hold.
+    """
+    reserved = {*SPLITS, "masks"} if folder == root else set()
+    folders = [
+        path
+        for path in sorted(folder.iterdir())
+        if path.is_dir() and not path.name.startswith(".") and path.name not in reserved
+    ]
+    if not folders:
+        raise DataError(f"Folder {folder}", [f"expected one folder of {what} per class in it"])
+    return folders
+
+
+def labelled_folders(
+    root: Path, class_names: Sequence[str], problems: list[str], what: str = "images"
+) -> Iterator[tuple[str, int, Path]]:
+    """Yield split, label and folder of every class of every split that exists.
+
+    Args:
+        root: Holds the splits or, flat, the classes.
+        class_names: The K classes.
+        problems: Receives the folders of unknown classes.
+        what: What the folders should hold, for messages.
+    """
+    for split in SPLITS:
+        parent = train_folder(root) if split == "train" else root / split
+        for folder in class_folders(parent, root, what) if parent.is_dir() else ():
+            if folder.name in class_names:
+                yield split, class_names.index(folder.name), folder
+            else:
+                problems.append(f"{folder}: unknown class{suggestion(folder.name, class_names)}")
+
+
+def read_boxes(path: Path) -> Boxes:
+    """Read a `boxes.csv`; without the file, nothing.
+
+    Raises:
+        DataError: Another header, or bad boxes (all at once).
+    """
+    if not path.is_file():
+        return {}
+    boxes: Boxes = {}
+    problems = []
+    with path.open(newline="", encoding="utf-8-sig") as file:
+        reader = csv.DictReader(file, skipinitialspace=True)
+        if tuple(reader.fieldnames or ()) != BOX_COLUMNS:
+            found = ",".join(reader.fieldnames or ())
+            problem = f"expected the header {','.join(BOX_COLUMNS)}, found {found}"
+            raise DataError(f"{path}, line 1", [problem])
+        for row in reader:
+            numbers = [*(row[name] or "" for name in BOX_COLUMNS[1:]), *row.get(None, ())]
+            try:
+                box = parse_boxes(" ".join(numbers))
+            except ValueError as error:
+                problems.append(f"line {reader.line_num}: {error}")
+            else:
+                line, others = boxes.get(row["image"].strip(), (reader.line_num, ()))
+                boxes[row["image"].strip()] = (line, others + box)
+    if problems:
+        raise DataError(str(path), problems)
+    return boxes
+
+
+def lost_boxes(boxes: Boxes, images: Collection[str]) -> list[str]:
+    """Name what `boxes.csv` lists, but is none of the images."""
+    lost = [(line, name) for name, (line, _) in boxes.items() if name not in images]
+    return [
+        f"boxes.csv, line {line}: no image {name!r}"
+        + (suggestion(name, images) if i < SHOWN_PROBLEMS else "")  # slow in large data sets
+        for i, (line, name) in enumerate(lost)
+    ]
+
+
+def draw_missing(
+    splits: dict[str, list[T]], unit: Callable[[T], str], fractions: Mapping[str, float], seed: int
+) -> None:
+    """Draw the splits that are missing from `train`, the same fraction of every class.
+
+    Args:
+        splits: The items of every split, changed in place.
+        unit: Name of what an item belongs to (image, group, video), which is drawn as a whole.
+        fractions: Parts of `train` before any draw, by split; 0: none.
+        seed: Seed of the draw.
+    """
+    left = 1.0
+    for name, fraction in fractions.items():
+        if fraction and not any(split.startswith(name) for split in splits):
+            taken = _draw(splits["train"], unit, fraction / left, random.Random(f"{seed}-{name}"))
+            splits[name] = [item for item in splits["train"] if unit(item) in taken]
+            splits["train"] = [item for item in splits["train"] if unit(item) not in taken]
+            left -= fraction
+
+
+def _draw(
+    items: Sequence[T], unit: Callable[[T], str], fraction: float, rng: random.Random
+) -> set[str]:
+    """Return a fraction of the units of every class."""
+    taken: set[str] = set()
+    for label in sorted({item.label for item in items}):
+        units = sorted({unit(item) for item in items if item.label == label})
+        rng.shuffle(units)
+        count = min(round(fraction * len(units)) or 1, len(units) - 1)  # some must stay
+        others = [name for name in units if name not in taken]  # a group may have many labels
+        taken.update(others[: max(0, count - (len(units) - len(others)))])
+    return taken
 
 
 class UnlabelledImages(ZooDataModule):
