@@ -65,10 +65,18 @@ def tiny_config(name: str, folder: Path) -> Path:
     data = {"train": 8, "val": 8, "test": 8, "image_size": 48, "batch_size": 4}
     augment = {"hflip", "vflip", "rotate90", "color_jitter", "cache"}
     data |= {k: v for k, v in config["data"]["init_args"].items() if k in augment}
-    data["negatives"] = bool(model.get("negatives"))
-    config["data"] = {"class_path": "wsl_zoo.data.SyntheticData", "init_args": data}
+    name = config["data"]["class_path"].rpartition(".")[2]
+    if issubclass(getattr(wsl_zoo.data, name), wsl_zoo.data.VideoDataModule):
+        kind, sampling = (
+            "SyntheticVideoData",
+            ("frames", "frame_style", "frame_dist", "frame_limit"),
+        )
+        data |= {k: v for k, v in config["data"]["init_args"].items() if k in sampling}
+    else:
+        kind, data["negatives"] = "SyntheticData", bool(model.get("negatives"))
+    config["data"] = {"class_path": f"wsl_zoo.data.{kind}", "init_args": data}
     if "classifier" in model:
-        names = wsl_zoo.data.SyntheticData(**data).class_names
+        names = getattr(wsl_zoo.data, kind)(**data).class_names
         settings = {key: model[key] for key in ("encoder", "mean", "std") if key in model}
         model["classifier"] = model["seeder"] = filled_classifier(
             folder, stride=None, num_classes=len(names), class_names=names, **settings

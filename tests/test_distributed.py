@@ -60,6 +60,38 @@ def test_two_processes(name, tmp_path):
         assert float(value) == single[key], key
 
 
+class Groups(Callback):
+    """Writes each process's groups of frames: (positions of the frames, whether they count)."""
+
+    def __init__(self, folder):
+        self.folder, self.seen = folder, []
+
+    def on_train_batch_start(self, trainer, pl_module, batch, batch_idx):
+        for sequence in batch["sequence"].unique():
+            own = batch["sequence"] == sequence
+            self.seen.append((batch["index"][own].tolist(), bool(batch["valid"][own].all())))
+
+    def on_train_end(self, trainer, pl_module):
+        torch.save(self.seen, self.folder / f"groups{trainer.global_rank}.pt")
+
+
+def test_two_processes_never_split_a_group_of_frames(tmp_path):
+    clips, length, frames = 7, 4, 3
+    data = case_of("CoLoCAM").data(train=clips, frames=frames, frame_style="random", batch_size=6)
+    two = trainer(
+        tmp_path, devices=2, strategy="ddp_spawn", max_epochs=1, limit_val_batches=0,
+        callbacks=[Groups(tmp_path)],
+    )  # fmt: skip
+    two.fit(build("CoLoCAM", tmp_path), data)
+    ranks = [torch.load(tmp_path / f"groups{rank}.pt", weights_only=True) for rank in (0, 1)]
+    assert [len(groups) for groups in ranks] == [4, 4]  # the last one is a repeated clip
+    for group, _ in (entry for groups in ranks for entry in groups):
+        assert len({index // length for index in group}) == 1
+        assert len(set(group)) == frames
+    counted = [index // length for groups in ranks for (index, *_), valid in groups if valid]
+    assert sorted(counted) == list(range(clips))
+
+
 def test_padding_of_foreign_loaders_is_dropped(tmp_path):
     """Without `valid` in the batch it follows from Lightning's sampler: 7 samples, 2 processes."""
     dataset = list(range(7))

@@ -176,3 +176,15 @@ def test_boxes_judge_localisation_before_masks(tmp_path):
     assert data.selection()["loc"] == "val/maxboxacc"
     data.sources["val"].has_boxes = False
     assert data.selection()["loc"] == "val/pxap"
+
+
+def test_a_pass_that_resumes_skips_whole_batches_of_shots(tmp_path):
+    data = Videos(tmp_path, frames=2, frame_style="random")
+    whole = batches_of(data, epoch=3)
+    loader = data.train_dataloader()
+    loader.position = lambda: (3, 1)
+    rest = list(loader)
+    assert len(rest) == len(whole) - 1 >= 1
+    for ours, theirs in zip(rest, whole[1:], strict=True):
+        assert torch.equal(ours["index"], theirs["index"])
+        assert torch.equal(ours["image"], theirs["image"])

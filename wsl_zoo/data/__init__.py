@@ -11,6 +11,7 @@ from wsl_zoo.data.manifest import DataError, Record
 from wsl_zoo.data.openimages import OpenImagesData
 from wsl_zoo.data.synthetic import SyntheticData, SyntheticVideoData
 from wsl_zoo.data.video import VideoDataModule
+from wsl_zoo.data.video_folder import VideoFolderData
 from wsl_zoo.data.wsol import WSOLData
 from wsl_zoo.data.youtube_objects import YouTubeObjectsData
 
@@ -28,6 +29,7 @@ __all__ = [
     "SyntheticVideoData",
     "UnlabelledImages",
     "VideoDataModule",
+    "VideoFolderData",
     "WSOLData",
     "YouTubeObjectsData",
     "ZooDataModule",
