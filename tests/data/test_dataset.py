@@ -174,3 +174,13 @@ def test_reading_stops_at_the_end(records):
     assert len(list(dataset)) == 4
     with pytest.raises(IndexError):
         dataset[4]
+
+
+def test_some_samples_only_keep_their_index(records):
+    source = RecordSource(records)
+    whole = ZooDataset(source, (8, 8))
+    part = ZooDataset(source, (8, 8), only=[2, 0])
+    assert len(part) == 2
+    for position, index in ((0, 2), (1, 0)):
+        assert part[position]["index"] == index
+        assert torch.equal(part[position]["image"], whole[index]["image"])

@@ -286,10 +286,20 @@ class ZooDataModule(LightningDataModule, ABC):
         """Items of the data set in a training batch."""
         return self.batch_size
 
-    def whole_images(self, split: str) -> DataLoader[Any]:
-        """Return a loader of a split in order, as evaluation prepares it, without annotations."""
+    def whole_images(self, split: str, only: Sequence[int] | None = None) -> DataLoader[Any]:
+        """Return a loader of a split in order, as evaluation prepares it, without annotations.
+
+        Args:
+            split: The split.
+            only: Positions of the samples to load; None: all.
+        """
         size = (self.image_size, self.image_size)
-        return self._loader(ZooDataset(self.sources[split], size, annotations=False), train=False)
+        dataset = ZooDataset(self.sources[split], size, annotations=False, only=only)
+        return self._loader(dataset, train=False)
+
+    def drawn(self, epochs: int) -> Sequence[int]:
+        """Return the positions of the training samples that the first epochs see."""
+        return range(len(self.sources["train"]) if epochs else 0)
 
     def _training_reads_annotations(self) -> bool:
         module = getattr(self.trainer, "lightning_module", None)

@@ -93,6 +93,8 @@ class ZooDataset(Dataset[dict[str, Any]]):
         cache: Keep resized samples in memory (per worker process).
         cams: Class maps (N, h, w) in [0, 1] by index, of the whole images; each travels with its
             image as `cam`, resized, cropped and flipped as it is.
+        only: Indices of the source that make up the data set, in this order; None: all. Samples
+            keep their `index` in the source.
 
     Raises:
         ValueError: Another number of maps than of samples.
@@ -108,11 +110,13 @@ class ZooDataset(Dataset[dict[str, Any]]):
         annotations: bool = True,
         cache: bool = False,
         cams: Tensor | None = None,
+        only: Sequence[int] | None = None,
     ) -> None:
         if cams is not None and len(cams) != len(source):
             raise ValueError(f"{len(cams)} class maps for {len(source)} images")
         self.source = source
         self.cams = cams
+        self.only = only
         self.size = size
         self.augment = augment
         self.seed = seed
@@ -124,7 +128,7 @@ class ZooDataset(Dataset[dict[str, Any]]):
     collate = staticmethod(collate)
 
     def __len__(self) -> int:
-        return len(self.source)
+        return len(self.source) if self.only is None else len(self.only)
 
     def sample(self, index: int, epoch: int = 0) -> Sample:
         """Return the transformed sample at `index` as it comes in `epoch`."""
@@ -142,6 +146,7 @@ class ZooDataset(Dataset[dict[str, Any]]):
     def __getitem__(self, key: Key | int) -> dict[str, Any]:
         """Return the item that `collate` understands."""
         epoch, index, valid = key if isinstance(key, tuple) else (0, key, True)
+        index = index if self.only is None else self.only[index]
         sample = self.sample(index, epoch)
         item: dict[str, Any] = {
             "index": index,

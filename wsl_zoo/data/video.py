@@ -152,13 +152,20 @@ class VideoDataModule(ZooDataModule):
 
     def dataset(self, split: str) -> ZooDataset:
         """Return one split as the network sees it: of `train` augmented shots, else frames."""
-        if split != "train":
-            return super().dataset(split)
+        return self._shot_dataset() if split == "train" else super().dataset(split)
+
+    def _shot_dataset(self) -> ShotDataset:
         return ShotDataset(
-            self.sources[split],
-            self.shots(split),
+            self.sources["train"],
+            self.shots(),
             self.sampling,
             (self.train_resize, self.train_resize),
             self.augment,
-            **self.dataset_options(split),
+            **self.dataset_options("train"),
         )
+
+    def drawn(self, epochs: int) -> list[int]:
+        """Return the positions of the training frames that the first epochs see, sorted."""
+        dataset = self._shot_dataset()
+        shots = range(len(dataset))
+        return sorted({i for e in range(epochs) for shot in shots for i in dataset.frames(shot, e)})

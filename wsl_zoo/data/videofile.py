@@ -8,7 +8,7 @@ from __future__ import annotations
 import os
 import re
 from bisect import bisect_right
-from collections.abc import Iterator
+from collections.abc import Generator, Iterator
 from fractions import Fraction
 from functools import partial
 from pathlib import Path
@@ -153,7 +153,7 @@ class VideoFile:
     def __len__(self) -> int:
         return self.count
 
-    def __iter__(self) -> Iterator[np.ndarray]:
+    def __iter__(self) -> Generator[np.ndarray]:
         frames = _Frames(self)
         index = 0
         try:
@@ -273,29 +273,32 @@ class _Frames:
         self.stream.thread_type = "AUTO" if video.threads > 1 else "SLICE"
         self.to_rgb = _converter()
         self.at: int | None = None
-        self._frames = self._decode()
+        self._frames = _decode(self.container, self.stream)
 
     def __iter__(self) -> Iterator[Any]:
         for frame in self._frames:
             self.at = frame.pts
             yield frame
 
-    def _decode(self) -> Iterator[Any]:
-        for packet in self.container.demux(self.stream):
-            yield from packet.decode()
-
     def seek(self, pts: int) -> None:
         """Go to the key frame at or before this time."""
         self.container.seek(pts, stream=self.stream)
         self.at = None
-        self._frames = self._decode()
+        self._frames = _decode(self.container, self.stream)
 
     def close(self) -> None:
-        self._frames.close()  # type: ignore[attr-defined]
+        self._frames.close()
         codec = self.stream.codec_context
         if codec.is_open:  # let its threads finish: one that logs waits for us, as we for it
             codec.flush_buffers()
         self.container.close()
+
+
+def _decode(container: Any, stream: Any) -> Generator[Any]:
+    # Apart from `_Frames`: a cycle would leave its threads to the garbage collector, which may run
+    # in a process that was forked and has no such threads.
+    for packet in container.demux(stream):
+        yield from packet.decode()
 
 
 class VideoWriter:

@@ -20,7 +20,7 @@ the global one.
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from typing import Any, ClassVar, Literal
 
 import torch
@@ -65,9 +65,9 @@ class FCAM(ZooModule):
         cam: Which map the seeder reads, as of `CAMClassifier`; None: the one it was trained with.
         cam_layer: Layer that it is read at; goes with `cam`.
         cam_args: Arguments of the map; go with `cam`.
-        cam_source: "cached": maps of the whole training images are read once, kept small
-            (N, h, w), and cropped and flipped with the images; "live": read anew from every
-            augmented image. They are not the same maps.
+        cam_source: "cached": maps of the whole training images (of videos: of the frames that will
+            be drawn) are read once, kept small (N, h, w), and cropped and flipped with the images;
+            "live": read anew from every augmented image. They are not the same maps.
         sampler: How seeds are drawn: "threshold" (F-CAM: Otsu, eroded), "probability" (NEGEV),
             "probability_negative_area", "uniform" and "weighted" (TCAM, CoLo-CAM).
         sampler_args: Arguments of the sampler, e.g. `{"min_p": 0.2}`; see `wsl_zoo.losses.seeds`.
@@ -245,7 +245,9 @@ class FCAM(ZooModule):
                 'cuts the images; with other loaders use cam_source="live"'
             )
         cams = torch.zeros(0)
-        for batch in data.whole_images("train"):
+        epochs = self.trainer.max_epochs
+        drawn = data.drawn(epochs) if epochs is not None and epochs >= 0 else None
+        for batch in data.whole_images("train", self.seeded_from(drawn, data)):
             batch = data.transfer_batch_to_device(batch, self.device, 0)
             maps = self.seed_maps(data.on_after_batch_transfer(batch, 0))
             if not len(cams):
@@ -255,6 +257,10 @@ class FCAM(ZooModule):
         # Every process has read its share; those of the others are zero.
         cams = self.trainer.strategy.reduce(cams, reduce_op="sum").cpu()
         data.cams = self.pooled(cams, data)
+
+    def seeded_from(self, drawn: Sequence[int] | None, data: Any) -> Sequence[int] | None:
+        """Return the training samples of `data` whose maps those `drawn` need; None: all."""
+        return drawn
 
     def pooled(self, cams: Tensor, data: Any) -> Tensor:
         """Return the maps (N, h, w) to seed from, of those of all training images of `data`."""

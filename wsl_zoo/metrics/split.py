@@ -3,7 +3,7 @@
 Classification: accuracy, balanced accuracy (mean recall of the classes that occur) and, with more
 than five classes, top-5. Masks: PxAP beside the prevalence, peak IoU, Dice at the best threshold of
 the split itself ("oracle"). Boxes: MaxBoxAcc, MaxBoxAccV2, and top-1 (top-5) localisation at the
-best threshold ("oracle"). Videos: CorLoc, the share of frames localised at IoU 0.5, as the mean over
+best threshold ("oracle"). Videos: CorLoc, the share of frames localised at IoU 0.5, the mean over
 classes, at the threshold that is best on the split: one for all classes ("oracle", TCAM's protocol)
 or one per class ("class_oracle", CoLo-CAM's). Once thresholds were chosen on validation, also the
 values at those: Dice, BoxAcc, BoxAccV2, top-1 (top-5) localisation, CorLoc.
