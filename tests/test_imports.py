@@ -40,10 +40,11 @@ ALLOWED: dict[str, set[str]] = {
     "arguments": BELOW_CLI,
     "cli": BELOW_CLI | {"arguments"},
     "demo": BELOW_CLI | {"arguments", "cli"},
+    "video": BELOW_CLI | {"arguments"},
     "__init__": BELOW_CLI | {"arguments", "cli"},
-    "__main__": BELOW_CLI | {"arguments", "cli", "demo", "__init__"},
+    "__main__": BELOW_CLI | {"arguments", "cli", "demo", "video", "__init__"},
 }
-MAY_DRAW = {"callbacks", "reports", "demo", "methods/base.py"}  # who may import `pictures`
+MAY_DRAW = {"callbacks", "reports", "demo", "video", "methods/base.py"}  # who may import `pictures`
 
 EXTRAS = {"open_clip", "spandrel", "av", "tiffslide", "onnx", "onnxruntime", "optuna"}
 HEAVY = {"torch", "torchvision", "pytorch_lightning", "torchmetrics", "timm", "albumentations"}

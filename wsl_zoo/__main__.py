@@ -22,6 +22,8 @@ commands:
   test     --config F      metrics on the test splits (--ckpt_path CKPT)
   predict  --ckpt_path CKPT --images DIR
                            class, map and boxes of any images
+  predict  --ckpt_path CKPT --video FILE
+                           the same drawn on every frame of a video
   run      PIPELINE.yaml   many runs (method x seed x fold), also in stages, resumable
   table    DIR             results below DIR as CSV and Markdown, mean and standard deviation
   list     [KIND]          what is there: {kinds}
@@ -66,6 +68,10 @@ def dispatch(args: Sequence[str]) -> None:
         from wsl_zoo.demo import demo
 
         demo(rest)
+    elif command == "predict" and any(arg.partition("=")[0] == "--video" for arg in rest):
+        from wsl_zoo import video
+
+        video.command(rest)
     else:
         from wsl_zoo.cli import run_trainer
 
@@ -89,8 +95,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         return 2
     try:
         dispatch(args)
-    except KeyboardInterrupt:
-        print("interrupted", file=sys.stderr)
+    except KeyboardInterrupt as error:
+        print("interrupted", *error.args, sep=": ", file=sys.stderr)
         return 130
     except (ValueError, OSError, ArithmeticError, RuntimeError, TypeError, ImportError) as error:
         if os.environ.get("WSL_ZOO_TRACEBACK"):

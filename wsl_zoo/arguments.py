@@ -18,6 +18,7 @@ from pytorch_lightning.cli import LightningArgumentParser
 from wsl_zoo import catalogue
 from wsl_zoo.checkpoints import read_checkpoint
 from wsl_zoo.data import ZooDataModule
+from wsl_zoo.data.videofile import VIDEO_ENDINGS
 from wsl_zoo.methods.base import ZooModule
 
 UNKNOWN_KEY = re.compile(r"option '([\w.]+)'|unrecognized arguments: --([\w.]+)", re.IGNORECASE)
@@ -29,7 +30,7 @@ TYPE_NOISE = re.compile(
     re.MULTILINE,
 )
 OPTIONS = ("config", "model", "data", "trainer", "ckpt_path", "seed_everything", "run_dir", "wandb",
-           "then_test", "last", "panels", "maps", "class_path", "init_args")  # fmt: skip
+           "then_test", "last", "panels", "maps", "video", "class_path", "init_args")  # fmt: skip
 
 
 class ZooParser(LightningArgumentParser):
@@ -161,7 +162,11 @@ def complete(command: str, args: Sequence[str]) -> tuple[list[str], str]:
         read_checkpoint(path_of_checkpoint) if path_of_checkpoint not in {None, "null"} else None
     )
     first = arguments_of_checkpoint(trained) if trained is not None else []
+    if value_of("--video", out) is not None:  # of `predict` alone; see __main__.py
+        raise ValueError("--video goes with: wsl-zoo predict --ckpt_path CKPT --video FILE")
     if images is not None:
+        if Path(images).suffix.lower() in VIDEO_ENDINGS:
+            raise ValueError(f"{images} is a video: use --video {images}")
         if command != "predict" or trained is None:
             raise ValueError("--images goes with: wsl-zoo predict --ckpt_path CKPT --images DIR")
         # After the data of any config, before further flags.

@@ -17,6 +17,7 @@ from pytorch_lightning.callbacks import ModelCheckpoint
 from pytorch_lightning.loggers import WandbLogger
 
 from wsl_zoo import pictures, reports
+from wsl_zoo.checkpoints import run_of
 from wsl_zoo.prediction import Prediction, mask_boxes, to_prediction
 from wsl_zoo.types import Batch
 
@@ -125,8 +126,7 @@ def run_folder(trainer: Trainer) -> Path:
     """
     checkpoint = trainer.ckpt_path
     if trainer.state.fn != "fit" and isinstance(checkpoint, str | Path):
-        parent = Path(checkpoint).parent
-        return parent.parent if parent.name == "checkpoints" else parent
+        return run_of(Path(checkpoint))
     return Path(trainer.log_dir or trainer.default_root_dir)
 
 

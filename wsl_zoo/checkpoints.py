@@ -57,3 +57,9 @@ def load_checkpoint(path: str | Path, map_location: Any = "cpu") -> ZooModule:
     model.load_state_dict(checkpoint["state_dict"])
     model.on_load_checkpoint(checkpoint)
     return model.eval()
+
+
+def run_of(checkpoint: Path) -> Path:
+    """Return the folder of the run that a checkpoint belongs to."""
+    parent = checkpoint.parent
+    return parent.parent if parent.name == "checkpoints" else parent

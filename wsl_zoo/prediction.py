@@ -1,20 +1,20 @@
-"""One image in, class and place out: what `model.predict_image` and `wsl-zoo predict` return."""
+"""Images in, class and place out: what `model.predict_image` and `wsl-zoo predict` return."""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
+import cv2
 import numpy as np
 import torch
-from scipy import ndimage
 from torch import Tensor
-from torch.nn import functional as F
 
 from wsl_zoo.cams.activation import evaluating
 from wsl_zoo.data.manifest import read_image
-from wsl_zoo.data.transforms import normalize, resize_image
+from wsl_zoo.data.transforms import normalize, resize_cam, resize_image
 from wsl_zoo.types import Batch, Target
 
 
@@ -46,8 +46,8 @@ class Prediction:
 
 def resize_map(score_map: Tensor, size: tuple[int, int]) -> Tensor:
     """Resize (H, W) in [0, 1] to `size` = (height, width), bilinear, as float32."""
-    resized = F.interpolate(score_map.float()[None, None], size, mode="bilinear")
-    return resized[0, 0].clamp(0, 1)
+    resized = resize_cam(score_map.detach().float().cpu().numpy(), size)
+    return torch.from_numpy(resized).clamp(0, 1)
 
 
 def mask_boxes(mask: np.ndarray) -> np.ndarray:
@@ -62,16 +62,13 @@ def mask_boxes(mask: np.ndarray) -> np.ndarray:
     >>> mask_boxes(np.array([[1, 0, 0], [0, 0, 1], [0, 0, 1]], dtype=bool)).tolist()
     [[2, 1, 2, 2], [0, 0, 0, 0]]
     """
-    parts, count = ndimage.label(mask, structure=np.ones((3, 3)))
-    sizes = np.bincount(parts.ravel(), minlength=count + 1)[1:]
-    boxes = np.array(
-        [
-            (columns.start, rows.start, columns.stop - 1, rows.stop - 1)
-            for rows, columns in ndimage.find_objects(parts)
-        ],
-        dtype=np.int64,
-    ).reshape(-1, 4)
-    return boxes[np.argsort(-sizes, kind="stable")]
+    parts, stats = cv2.connectedComponentsWithStats(mask.astype(np.uint8), connectivity=8)[1:3]
+    x0, y0, width, height, sizes = stats[1:].astype(np.int64).T
+    boxes = np.stack((x0, y0, x0 + width - 1, y0 + height - 1), axis=1)
+    first = np.zeros(len(stats), dtype=np.int64)
+    if len(np.unique(sizes)) < len(sizes):  # of parts of one size, the one met first row by row
+        first[parts.ravel()[::-1]] = np.arange(parts.size)[::-1]
+    return np.asarray(boxes[np.lexsort((first[1:], -sizes))])
 
 
 def to_prediction(
@@ -92,7 +89,7 @@ def to_prediction(
         class_names: The K names.
         threshold: Of the map, in [0, 1].
     """
-    full = None if score_map is None else resize_map(score_map, size).cpu()
+    full = None if score_map is None else resize_map(score_map, size)
     return Prediction(
         label=label,
         class_name=class_names[label],
@@ -123,6 +120,46 @@ def as_rgb(image: str | Path | np.ndarray) -> np.ndarray:
     return image
 
 
+def stack_images(model: Any, images: Sequence[np.ndarray]) -> Tensor:
+    """Bring images (H, W, 3) uint8 to the size that a model sees: (B, 3, H', W') uint8, on the CPU.
+
+    Models that take images as they are need them of one size.
+    """
+    side = model.image_size
+    sized = [resize_image(image, (side, side)) if side else image for image in images]
+    return torch.from_numpy(np.stack([image.transpose(2, 0, 1) for image in sized]))
+
+
+def predict_batch(
+    model: Any, raw: Tensor, target: int | Literal["pred"] = "pred"
+) -> tuple[Tensor, Tensor, Tensor | None]:
+    """Run images through a method as evaluation would; mode and gradients stay as they were.
+
+    Args:
+        model: A method.
+        raw: (B, 3, H, W) uint8, from `stack_images`, on any device.
+        target: Whose maps: the predicted classes' ("pred") or those of a class index.
+
+    Returns:
+        Probabilities (B, K) float32, classes (B,) and, of models that have them, maps (B, H, W) in
+        [0, 1], all on the model's device.
+    """
+    raw = raw.to(model.device, non_blocking=True)
+    batch: Batch = {
+        "index": torch.arange(len(raw), device=model.device),
+        "image": normalize(raw, model.encoder.mean, model.encoder.std),
+        "raw": raw,
+    }
+    with torch.no_grad(), evaluating(model):
+        output = model(batch)
+        probabilities = output.logits.float().softmax(dim=1)
+        labels = output.logits.argmax(dim=1)
+        if target != "pred":
+            labels = torch.full_like(labels, target)
+        maps = None if output.map is None else model.localize(batch, output, target)
+    return probabilities, labels, maps
+
+
 def predict_image(model: Any, image: str | Path | np.ndarray, target: Target) -> Prediction:
     """Run one image through a method as evaluation would; mode and gradients stay as they were."""
     if target != "pred" and not (isinstance(target, int) and 0 <= target < model.num_classes):
@@ -131,18 +168,12 @@ def predict_image(model: Any, image: str | Path | np.ndarray, target: Target) ->
             "one image comes without its label"
         )
     pixels = as_rgb(image)
-    size = (pixels.shape[0], pixels.shape[1])
-    side = model.image_size
-    resized = resize_image(pixels, (side, side)) if side else pixels
-    raw = torch.from_numpy(np.ascontiguousarray(resized.transpose(2, 0, 1)))[None].to(model.device)
-    batch: Batch = {
-        "index": torch.zeros(1, dtype=torch.long, device=model.device),
-        "image": normalize(raw, model.encoder.mean, model.encoder.std),
-        "raw": raw,
-    }
-    with torch.no_grad(), evaluating(model):
-        output = model(batch)
-        probabilities = output.logits.float().softmax(dim=1)[0]
-        label = int(target) if isinstance(target, int) else int(probabilities.argmax())
-        maps = None if output.map is None else model.localize(batch, output, label)[0]
-    return to_prediction(probabilities, label, maps, size, model.class_names, model.map_threshold)
+    probabilities, labels, maps = predict_batch(model, stack_images(model, [pixels]), target)
+    return to_prediction(
+        probabilities[0],
+        int(labels[0]),
+        None if maps is None else maps[0],
+        (pixels.shape[0], pixels.shape[1]),
+        model.class_names,
+        model.map_threshold,
+    )

@@ -118,7 +118,7 @@ def main() -> None:
     CONSOLE.print(f"{cores} cores, device {device}, {torch.get_num_threads()} threads of torch")
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
-        count = 150 if args.quick else 500
+        count = 96 if args.quick else 500
         clip = write_clip(folder / "clip.mp4", count)
 
         if not args.quick:  # first: the peak of what follows would hide it

@@ -267,8 +267,7 @@ def test_few_files_are_open_at_a_time(tmp_path):
     assert all(np.array_equal(copied.load(i, annotations=False).image, expected[i]) for i in (5, 0))
 
 
-@pytest.mark.parametrize("context", ["fork", "spawn"])
-def test_workers_read_the_same_frames(tmp_path, context):
+def test_workers_read_the_same_frames(tmp_path):
     folders(tmp_path, train_dog=1, val_dog=1, test_cat=1)
     for i in range(2):
         write_file(tmp_path / "train" / "cat" / f"{i}.mp4", 9)
@@ -278,7 +277,7 @@ def test_workers_read_the_same_frames(tmp_path, context):
     alone = [batch["image"] for batch in data.whole_images("train")]
     data.num_workers = 2
     loader = data.whole_images("train")
-    loader.multiprocessing_context = context
+    assert loader.multiprocessing_context.get_start_method() == "spawn"
     assert [b["image"].tolist() for b in loader] == [image.tolist() for image in alone]
 
 

@@ -150,6 +150,11 @@ class ZooDataModule(LightningDataModule, ABC):
         return None
 
     @property
+    def worker_start(self) -> str | None:
+        """How worker processes start, "fork" or "spawn"; None: as Python does by default."""
+        return None
+
+    @property
     def origin(self) -> Path | None:
         """The folder or file that the data set was read from, for messages."""
         places = (getattr(self, "manifest", None), getattr(self, "root", None))
@@ -319,6 +324,7 @@ class ZooDataModule(LightningDataModule, ABC):
             "batch_size": self.items_per_batch if train else self.eval_batch_size,
             "sampler": sampler,
             "num_workers": self.num_workers,
+            "multiprocessing_context": self.worker_start if self.num_workers else None,
             "collate_fn": dataset.collate,
             "pin_memory": torch.cuda.is_available(),
             "persistent_workers": self.num_workers > 0,

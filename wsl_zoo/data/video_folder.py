@@ -13,7 +13,6 @@ drawn from `train` as those of `FolderData`, videos whole.
 
 from __future__ import annotations
 
-import os
 import re
 from bisect import bisect_right
 from collections.abc import Mapping, Sequence
@@ -92,6 +91,17 @@ class VideoFolderData(VideoDataModule):
             folders = class_folders(train_folder(self.root), self.root, "videos")
             self._names = [folder.name for folder in folders]
         return self._names
+
+    @property
+    def worker_start(self) -> str | None:
+        """Where there are video files "spawn": forks lack the threads of open decoders."""
+        shots = (shot for name in self.sources for shot, _ in self._source(name).frames)
+        return "spawn" if any(shot.file is not None for shot in shots) else None
+
+    def _source(self, split: str) -> ShotSource:
+        source = self.sources[split]
+        assert isinstance(source, ShotSource)
+        return source
 
     def read(self) -> dict[str, ShotSource]:
         """Read and check the folders and files, and draw the splits that are missing.
@@ -272,7 +282,6 @@ class ShotSource:
         self.boxes = {name: boxes[name][1] for name in names if name in boxes}
         self.has_boxes = bool(self.boxes)
         self._open: list[VideoFile] = []
-        self._process = os.getpid()
 
     def __len__(self) -> int:
         return self.ends[-1] if self.ends else 0
@@ -297,8 +306,6 @@ class ShotSource:
 
     def _reading(self, file: VideoFile) -> VideoFile:
         """Return the file, which opens when it is read; close the one not read for longest."""
-        if self._process != os.getpid():  # those open in the parent are not ours to close
-            self._process, self._open = os.getpid(), []
         self._open = [*(other for other in self._open if other is not file), file]
         if len(self._open) > OPEN_FILES:
             self._open.pop(0).close()

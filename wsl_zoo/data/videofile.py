@@ -5,7 +5,6 @@
 
 from __future__ import annotations
 
-import os
 import re
 from bisect import bisect_right
 from collections.abc import Generator, Iterator
@@ -22,8 +21,6 @@ from wsl_zoo.data.manifest import DataError
 VIDEO_ENDINGS = (".mp4", ".avi", ".mkv", ".mov", ".m4v", ".webm", ".mpg", ".mpeg", ".wmv", ".ts")
 # Of these codecs every packet that is not marked otherwise gives one frame, at the packet's time.
 ONE_FRAME_PER_PACKET = ("h264", "hevc", "mpeg4", "mpeg2video", "mjpeg", "vp9", "av1")
-# Decoders of a process that forked: never freed here, where their threads are missing.
-_OF_PARENTS: list[Any] = []
 CLOCK = re.compile(r"(\d+):(\d+):(\d+(?:\.\d+)?)")
 SLACK = 1.0  # s that a stream's last frame may be away from its stated end
 ENCODERS = ("libx264", "libopenh264", "mpeg4")  # the first that the installed FFmpeg has
@@ -46,7 +43,7 @@ def pyav() -> Any:
 def _converter() -> Any:
     """Return `reformat(frame, width, height, format)` without threads of its own.
 
-    After a fork they would be missing. Earlier releases of PyAV know no threads here.
+    The calls are many and small. Earlier releases of PyAV know no threads here.
     """
     reformat = pyav().video.reformatter.VideoReformatter().reformat
     single = "threads" in (reformat.__doc__ or "")
@@ -60,7 +57,8 @@ class VideoFile:
     disturb `read`. Frames are turned as the file asks for (quarter turns); of streams that change
     their size, later frames are scaled to that of the first. Sound is left alone.
 
-    May be pickled and used after a fork: every process opens the file for itself.
+    May be pickled: every process opens the file for itself. A forked process lacks the threads of
+    its parent's decoders, and may wait for them forever: start workers by "spawn".
 
     Args:
         path: The file; its first video stream is read.
@@ -82,7 +80,6 @@ class VideoFile:
         self.path = Path(path)
         self.threads = threads
         self._reading: _Frames | None = None
-        self._process = os.getpid()
         if not self.path.is_file():
             raise DataError("Video", [f"{self.path} does not exist or is no file"])
         stamps, self._keys, unit, rate = self._index()
@@ -180,10 +177,6 @@ class VideoFile:
         """
         if not 0 <= index < self.count:
             raise IndexError(f"{self.path} has frames 0 to {self.count - 1}, not {index}")
-        if self._process != os.getpid():
-            _OF_PARENTS.append(self._reading)
-            self._reading = None
-            self._process = os.getpid()
         wanted = int(self._pts[index])
         keys = self._keys[: bisect_right(self._keys, wanted)]
         try:
