@@ -7,7 +7,8 @@ from PIL import Image
 
 from wsl_zoo.data import FolderData
 from wsl_zoo.data.manifest import DataError
-from wsl_zoo.data.video_folder import OPEN_FILES, VideoFolderData, in_order
+from wsl_zoo.data.shots import OPEN_FILES
+from wsl_zoo.data.video_folder import VideoFolderData, in_order
 from wsl_zoo.data.videofile import VideoFile, VideoWriter
 
 SIZE = (16, 12)
@@ -259,7 +260,7 @@ def test_few_files_are_open_at_a_time(tmp_path):
         write_file(root / "train" / "cat" / f"{i:02}.mp4", 2)
     train = VideoFolderData(str(root)).sources["train"]
     expected = [train.load(i, annotations=False).image for i in range(len(train))]
-    files = [shot.file for shot, _ in train.frames]
+    files = [shot.file for shot in train.found]
     assert [file._reading is not None for file in files] == [False] * 3 + [True] * OPEN_FILES
     for i in (0, 7, 1, 20, 3):
         assert np.array_equal(train.load(i, annotations=False).image, expected[i])

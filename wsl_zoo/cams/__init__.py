@@ -15,6 +15,7 @@ from wsl_zoo.cams.gradient import (
 )
 from wsl_zoo.cams.normalize import normalize_map
 from wsl_zoo.cams.peak import PeakResponse
+from wsl_zoo.cams.temporal import temporal_max
 
 __all__ = [
     "CAM",
@@ -34,4 +35,5 @@ __all__ = [
     "SmoothGradCAMpp",
     "XGradCAM",
     "normalize_map",
+    "temporal_max",
 ]

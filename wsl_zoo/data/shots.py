@@ -1,70 +1,123 @@
-"""Videos as files: shots by the names of their frames, and boxes on some of these."""
+"""Shots on disk, as folders of frames or as video files, and boxes on some of their frames."""
 
 from __future__ import annotations
 
 import os
 import re
 from bisect import bisect_right
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
+from itertools import accumulate, pairwise
 from pathlib import Path
 
+import numpy as np
 from pytorch_lightning.utilities import rank_zero_warn
 
 from wsl_zoo.data.manifest import Box, DataError, Record, read_image, read_size
 from wsl_zoo.data.transforms import Sample
+from wsl_zoo.data.videofile import VideoFile
 
 FRAME = re.compile(r"(?:frame)?([0-9]+)\.jpg", re.IGNORECASE)
 LEAVES = 1 / 32  # part of its side by which a box may leave an image without a warning
 SHOWN = 5  # names in a warning
 
 
+OPEN_FILES = 8  # video files that a process holds open: each has a decoder with its buffers
+
+
 @dataclass(frozen=True, slots=True)
 class Shot:
-    """A run of frames without a cut.
+    """A run of frames without a cut: images in a folder, or a video file.
 
     Attributes:
-        name: Unique in the data set: "boat/data/0006/shots/026".
-        folder: Holds its frames.
+        name: Unique in the data set, its path there: "boat/data/0006/shots/026".
+        folder: Holds its frames; or the path of the file.
         label: Class index.
-        frames: File names of its frames in temporal order.
+        frames: File names of its frames in temporal order; none where it is a file.
+        file: The video file.
+        video: Name of the video that it is part of, where that matters.
     """
 
     name: str
     folder: Path
     label: int
-    frames: Sequence[str]
+    frames: Sequence[str] = ()
+    file: VideoFile | None = None
+    video: str = ""
+
+    def __len__(self) -> int:
+        return len(self.frames) if self.file is None else self.file.count
+
+    def frame(self, index: int) -> str:
+        """Return the name of a frame in the data set, in a file `<file>#<index>`."""
+        return f"{self.name}/{self.frames[index]}" if self.file is None else f"{self.name}#{index}"
+
+    def path(self, index: int) -> str:
+        """Return the path of a frame, in a file `<file>#<index>`."""
+        return f"{self.folder}#{index}" if self.file else str(self.folder / self.frames[index])
 
 
 class ShotSource:
-    """All frames of shots, without annotation: several 100,000, of which only names are kept.
+    """Frames of shots as samples: several 100,000, of which only names are kept.
 
     Args:
         found: The shots, each with one frame at least.
+        used: Positions of the frames that are used, in temporal order, of each shot; None: all.
+        boxes: Boxes (edges) by the name of the frame.
     """
 
     has_masks = False
-    has_boxes = False
 
-    def __init__(self, found: Iterable[Shot]) -> None:
+    def __init__(
+        self,
+        found: Iterable[Shot],
+        used: Sequence[Sequence[int]] | None = None,
+        boxes: Mapping[str, tuple[Box, ...]] | None = None,
+    ) -> None:
         self.found = list(found)
-        self.shots: list[range] = []
+        self.used = [range(len(shot)) for shot in self.found] if used is None else used
+        ends = list(accumulate(map(len, self.used), initial=0))
+        self.shots = [range(start, end) for start, end in pairwise(ends)]
         """Positions of the frames of every shot."""
-        for shot in self.found:
-            self.shots.append(range(len(self), len(self) + len(shot.frames)))
+        names = (s.frame(i) for s, own in zip(self.found, self.used, strict=True) for i in own)
+        self.boxes = {name: boxes[name] for name in names if name in boxes} if boxes else {}
+        self.has_boxes = bool(self.boxes)
+        self._open: list[VideoFile] = []
 
     def __len__(self) -> int:
         return self.shots[-1].stop if self.shots else 0
 
+    @property
+    def has_files(self) -> bool:
+        """Whether a shot is a video file."""
+        return any(shot.file is not None for shot in self.found)
+
     def load(self, index: int, *, annotations: bool) -> Sample:
-        """Read frame `index`; its group is the shot's name."""
-        i = bisect_right(self.shots, index, key=lambda span: span.start) - 1
-        shot = self.found[i]
-        path = shot.folder / shot.frames[index - self.shots[i].start]
-        image = read_image(path)
+        """Read frame `index`, and its boxes if `annotations`; its group is the shot's name."""
+        if not 0 <= index < len(self):
+            raise IndexError(f"frame {index} of {len(self)}")
+        place = bisect_right(self.shots, index, key=lambda span: span.start) - 1
+        shot = self.found[place]
+        position = self.used[place][index - self.shots[place].start]
+        if shot.file is None:
+            image = read_image(shot.folder / shot.frames[position])
+        else:
+            image = self._reading(shot.file).read(position)
         size = (image.shape[0], image.shape[1])
-        return Sample(image, shot.label, group=shot.name, path=str(path), size=size)
+        path = shot.path(position)
+        sample = Sample(image, shot.label, group=shot.name, path=path, size=size)
+        boxes = self.boxes.get(shot.frame(position)) if annotations and self.boxes else None
+        if boxes is not None:
+            sample.boxes = np.array(boxes, dtype=np.float64)
+        return sample
+
+    def _reading(self, file: VideoFile) -> VideoFile:
+        """Return the file, which opens when it is read; close the one not read for longest."""
+        self._open = [*(other for other in self._open if other is not file), file]
+        if len(self._open) > OPEN_FILES:
+            self._open.pop(0).close()
+        return file
 
 
 def listing(folder: Path) -> list[str]:

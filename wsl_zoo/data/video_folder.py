@@ -14,15 +14,11 @@ drawn from `train` as those of `FolderData`, videos whole.
 from __future__ import annotations
 
 import re
-from bisect import bisect_right
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, replace
-from itertools import accumulate
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
-
-import numpy as np
 
 from wsl_zoo.data.base import IMAGE_SUFFIXES, find_images
 from wsl_zoo.data.folder import (
@@ -35,12 +31,10 @@ from wsl_zoo.data.folder import (
     read_boxes,
     train_folder,
 )
-from wsl_zoo.data.manifest import DataError, Record, boxes_outside, read_image, validate
-from wsl_zoo.data.transforms import Sample
+from wsl_zoo.data.manifest import DataError, Record, boxes_outside, validate
+from wsl_zoo.data.shots import Shot, ShotSource
 from wsl_zoo.data.video import VideoDataModule
 from wsl_zoo.data.videofile import VIDEO_ENDINGS, VideoFile
-
-OPEN_FILES = 8  # video files that a process holds open: each has a decoder with its buffers
 
 
 class VideoFolderData(VideoDataModule):
@@ -95,13 +89,9 @@ class VideoFolderData(VideoDataModule):
     @property
     def worker_start(self) -> str | None:
         """Where there are video files "spawn": forks lack the threads of open decoders."""
-        shots = (shot for name in self.sources for shot, _ in self._source(name).frames)
-        return "spawn" if any(shot.file is not None for shot in shots) else None
-
-    def _source(self, split: str) -> ShotSource:
-        source = self.sources[split]
-        assert isinstance(source, ShotSource)
-        return source
+        sources = self.sources.values()
+        files = any(isinstance(source, ShotSource) and source.has_files for source in sources)
+        return "spawn" if files else None
 
     def read(self) -> dict[str, ShotSource]:
         """Read and check the folders and files, and draw the splits that are missing.
@@ -127,20 +117,24 @@ class VideoFolderData(VideoDataModule):
             ]
         if problems:
             raise DataError(f"Folder {self.root}", problems)
+        of_frames = {name: found for name, (_, found) in boxes.items()}
         return {
-            name: ShotSource(self.root, self._used(name, split, boxes), boxes)
-            for name, split in splits.items()
+            name: ShotSource(*self._used(name, shots, boxes), of_frames)
+            for name, shots in splits.items()
         }
 
-    def _used(self, split: str, shots: Sequence[Shot], boxes: Boxes) -> dict[Shot, Sequence[int]]:
-        """Return the positions of the frames of every shot that a split uses."""
-        if split == "train":
-            return {shot: range(len(shot)) for shot in shots}
-        if boxes:
-            listed = {s: [i for i in range(len(s)) if s.frame(i) in boxes] for s in shots}
-            if any(listed.values()):
-                return {shot: found for shot, found in listed.items() if found}
-        return {shot: range(0, len(shot), self.eval_every) for shot in shots}
+    def _used(
+        self, split: str, shots: Sequence[Shot], boxes: Boxes
+    ) -> tuple[Sequence[Shot], list[Sequence[int]]]:
+        """Return the shots that a split uses, and the positions of the frames of each."""
+        if split != "train" and boxes:
+            listed = [[i for i in range(len(s)) if s.frame(i) in boxes] for s in shots]
+            if any(listed):
+                return [s for s, own in zip(shots, listed, strict=True) if own], list(
+                    filter(None, listed)
+                )
+        step = 1 if split == "train" else self.eval_every
+        return shots, [range(0, len(shot), step) for shot in shots]
 
     def _read_folders(self, problems: list[str]) -> dict[str, list[Shot]]:
         """Return the shots of the splits that exist; video files are not opened."""
@@ -175,12 +169,18 @@ class VideoFolderData(VideoDataModule):
         """Return the shots of a video: of a file one, of a folder one per folder with frames."""
         video = path.relative_to(self.root).as_posix()
         if path.is_file():
-            return [Shot(video, video, label)]
+            return [Shot(video, path, label, video=video)]
         folders: dict[Path, list[str]] = {}
         for image in find_images(path):
             folders.setdefault(image.parent, []).append(image.name)
         return [
-            Shot(folder.relative_to(self.root).as_posix(), video, label, in_order(names))
+            Shot(
+                folder.relative_to(self.root).as_posix(),
+                folder,
+                label,
+                in_order(names),
+                video=video,
+            )
             for folder, names in folders.items()
         ]
 
@@ -188,10 +188,10 @@ class VideoFolderData(VideoDataModule):
         """Read the indices of the video files in place; return the names of those that fail."""
 
         def opened(shot: Shot) -> Shot | str:
-            if shot.images:
+            if shot.frames:
                 return shot
             try:
-                file = VideoFile(self.root / shot.name)
+                file = VideoFile(shot.folder)
                 for _ in file if self.verify == "decode" else ():
                     pass
             except DataError as error:
@@ -230,86 +230,6 @@ class VideoFolderData(VideoDataModule):
             except DataError as error:
                 problems += error.problems
         return problems
-
-
-@dataclass(frozen=True, eq=False)
-class Shot:
-    """Consecutive frames of a video.
-
-    Attributes:
-        name: Folder of its frames, or video file; relative to the root, as all paths here.
-        video: Folder or file of its video.
-        label: Class index in [0, K).
-        images: Names of its frames in temporal order; none where it is a file.
-        file: The video file, once it has been opened.
-    """
-
-    name: str
-    video: str
-    label: int
-    images: tuple[str, ...] = ()
-    file: VideoFile | None = None
-
-    def __len__(self) -> int:
-        return len(self.images) if self.file is None else self.file.count
-
-    def frame(self, index: int) -> str:
-        """Return the path of a frame, in a file `<file>#<index>`."""
-        return f"{self.name}/{self.images[index]}" if self.images else f"{self.name}#{index}"
-
-
-class ShotSource:
-    """Frames of shots as samples.
-
-    Args:
-        root: Where the paths of shots start.
-        frames: Positions of the frames that are used, at least one, in temporal order, by shot.
-        boxes: Boxes (edges) by the path of the frame.
-    """
-
-    has_masks = False
-
-    def __init__(self, root: Path, frames: Mapping[Shot, Sequence[int]], boxes: Boxes) -> None:
-        self.root = root
-        self.frames = list(frames.items())
-        self.ends = list(accumulate(len(used) for _, used in self.frames))
-        self.shots = [
-            range(end - len(used), end)
-            for end, (_, used) in zip(self.ends, self.frames, strict=True)
-        ]
-        """Positions of the frames of every shot."""
-        names = (shot.frame(i) for shot, used in self.frames for i in used) if boxes else ()
-        self.boxes = {name: boxes[name][1] for name in names if name in boxes}
-        self.has_boxes = bool(self.boxes)
-        self._open: list[VideoFile] = []
-
-    def __len__(self) -> int:
-        return self.ends[-1] if self.ends else 0
-
-    def load(self, index: int, *, annotations: bool) -> Sample:
-        """Read frame `index`, and its boxes if `annotations`."""
-        if not 0 <= index < len(self):
-            raise IndexError(f"frame {index} of {len(self)}")
-        place = bisect_right(self.ends, index)
-        shot, used = self.frames[place]
-        position = used[index - self.shots[place].start]
-        name = shot.frame(position)
-        if shot.file is None:
-            image = read_image(self.root / name)
-        else:
-            image = self._reading(shot.file).read(position)
-        size = (image.shape[0], image.shape[1])
-        sample = Sample(image, shot.label, group=shot.name, path=str(self.root / name), size=size)
-        if annotations and name in self.boxes:
-            sample.boxes = np.array(self.boxes[name], dtype=np.float64)
-        return sample
-
-    def _reading(self, file: VideoFile) -> VideoFile:
-        """Return the file, which opens when it is read; close the one not read for longest."""
-        self._open = [*(other for other in self._open if other is not file), file]
-        if len(self._open) > OPEN_FILES:
-            self._open.pop(0).close()
-        return file
 
 
 def in_order(names: Sequence[str]) -> tuple[str, ...]:
