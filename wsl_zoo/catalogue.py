@@ -47,8 +47,12 @@ def _paper(docstring: str | None) -> str:
 
 
 def _classes(folder: str, base: str) -> list[Entry]:
-    """Return the public classes of a folder that extend, over any steps, a class named `base`."""
+    """Return the public classes of a folder that extend, over any steps, a class named `base`.
+
+    Those with abstract methods of their own are left out: they are there to be extended.
+    """
     found: dict[str, tuple[set[str], Entry]] = {}
+    abstract: set[str] = set()
     for path in sorted((PACKAGE / folder).glob("*.py")):
         tree = ast.parse(path.read_text(encoding="utf-8"))
         paper = _paper(ast.get_docstring(tree))
@@ -58,12 +62,20 @@ def _classes(folder: str, base: str) -> list[Entry]:
                 summary = _first_line(ast.get_docstring(node))
                 entry = Entry(node.name, summary, paper, f"{folder}/{path.name}")
                 found[node.name] = (bases, entry)
+                if any(map(_is_abstract, node.body)):
+                    abstract.add(node.name)
 
     def extends(name: str) -> bool:
         bases = found[name][0] if name in found else set()
         return base in bases or any(extends(b) for b in bases)
 
-    return sorted((e for n, (_, e) in found.items() if extends(n)), key=lambda e: e.name)
+    listed = (e for n, (_, e) in found.items() if extends(n) and n not in abstract)
+    return sorted(listed, key=lambda e: e.name)
+
+
+def _is_abstract(node: ast.stmt) -> bool:
+    marks = node.decorator_list if isinstance(node, ast.FunctionDef) else []
+    return any(ast.unparse(mark).endswith("abstractmethod") for mark in marks)
 
 
 def methods() -> list[Entry]:

@@ -38,11 +38,11 @@ from wsl_zoo.data.videofile import VIDEO_ENDINGS, VideoFile
 
 
 class VideoFolderData(VideoDataModule):
-    """Videos of your own. `val_roots` cannot be used.
+    """Videos of your own.
 
     A video is one shot, unless its folder has folders of frames: these are its shots. Nothing looks
     for cuts. Of a file, the index and the first frame are read in `setup`, with `verify="decode"`
-    every frame.
+    every frame. `val_roots` cannot be used.
 
     Args:
         root: Folder with `train/<class>/...` or (a flat set) directly with one folder per class.
