@@ -13,7 +13,7 @@ from wsl_zoo.data.manifest import DataError
 from wsl_zoo.data.transforms import normalize, resize_image
 from wsl_zoo.methods import CAMClassifier
 from wsl_zoo.metrics.split import Thresholds
-from wsl_zoo.prediction import as_rgb, mask_boxes, resize_map, to_prediction
+from wsl_zoo.prediction import as_rgb, mask_boxes, resize_map, stack_images, to_prediction
 from wsl_zoo.types import Output
 
 
@@ -53,6 +53,12 @@ def test_a_prediction_is_what_evaluation_gives_at_the_size_of_the_image(model):
     np.testing.assert_array_equal(prediction.mask, prediction.map >= 0.5)
     assert 0 < prediction.mask.mean() < 1
     np.testing.assert_array_equal(prediction.boxes, mask_boxes(prediction.mask))
+
+
+def test_models_see_the_aspect_that_they_were_trained_with(model, monkeypatch):
+    monkeypatch.setattr(model, "image_size", [48, 80])
+    assert stack_images(model, [picture(), picture(90, 20)]).shape == (2, 3, 48, 80)
+    assert model.predict_image(picture()).map.shape == (50, 70)
 
 
 def test_the_stored_threshold_cuts_the_map(model):

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from wsl_zoo.cams.activation import evaluating
 from wsl_zoo.data.manifest import read_image
-from wsl_zoo.data.transforms import normalize, resize_cam, resize_image
+from wsl_zoo.data.transforms import height_and_width, normalize, resize_cam, resize_image
 from wsl_zoo.types import Batch, Target
 
 
@@ -125,8 +125,8 @@ def stack_images(model: Any, images: Sequence[np.ndarray]) -> Tensor:
 
     Models that take images as they are need them of one size.
     """
-    side = model.image_size
-    sized = [resize_image(image, (side, side)) if side else image for image in images]
+    size = None if model.image_size is None else height_and_width(model.image_size)
+    sized = [resize_image(image, size) if size else image for image in images]
     return torch.from_numpy(np.stack([image.transpose(2, 0, 1) for image in sized]))
 
 

@@ -325,4 +325,23 @@ def test_bad_settings_are_refused(splits):
         ValueError, match="train_resize=200 is smaller than the crop image_size=224"
     ):
         Tiny(splits, train_resize=200)
+    with pytest.raises(ValueError, match=r"train_resize=\[16, 12\] is smaller"):
+        Tiny(splits, image_size=[12, 16], train_resize=[16, 12])
+    with pytest.raises(ValueError, match=r"image_size=\[12, 16\]: rotate90=True needs squares"):
+        Tiny(splits, image_size=[12, 16], rotate90=True)
+    with pytest.raises(ValueError, match=r"size \[12\] must be the side of a square, or \[height"):
+        Tiny(splits, image_size=[12])
     assert Tiny(splits, image_size=64).preprocessing() == {"image_size": 64}
+
+
+def test_images_need_not_be_square(splits):
+    data = Tiny(splits, batch_size=4, image_size=[12, 20], train_resize=[14, 24])
+    assert data.preprocessing() == {"image_size": [12, 20]}
+    train = next(iter(data.train_dataloader()))
+    test = next(iter(data.test_dataloader()[0]))
+    assert train["image"].shape[1:] == test["image"].shape[1:] == (3, 12, 20)
+    assert test["mask"].shape[1:] == (12, 20)
+    # The box of a whole image is that of the whole frame, whatever the aspect.
+    sample = data.sources["test"].load(0, annotations=True)
+    scale = np.tile(np.array([20, 12]) / sample.image.shape[1::-1], 2)
+    np.testing.assert_allclose(test["boxes"][0].numpy(), sample.boxes * scale)

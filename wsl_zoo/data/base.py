@@ -22,7 +22,13 @@ from wsl_zoo.data.dataset import RecordSource, Source, ZooDataset
 from wsl_zoo.data.manifest import DataError, Record, Verify, validate
 from wsl_zoo.data.metadata import annotate
 from wsl_zoo.data.samplers import ResumableLoader, SeededSampler, trainer_position
-from wsl_zoo.data.transforms import IMAGENET_MEAN, IMAGENET_STD, Augment, normalize
+from wsl_zoo.data.transforms import (
+    IMAGENET_MEAN,
+    IMAGENET_STD,
+    Augment,
+    height_and_width,
+    normalize,
+)
 from wsl_zoo.types import Batch
 
 IMAGE_SUFFIXES = frozenset({".jpg", ".jpeg", ".png", ".bmp", ".tif", ".tiff", ".webp", ".ppm"})
@@ -60,12 +66,12 @@ class ZooDataModule(LightningDataModule, ABC):
         batch_size: Images per training batch and process.
         eval_batch_size: Images per evaluation batch and process; default: `batch_size`.
         num_workers: Worker processes per loader.
-        image_size: Side of the square that the network sees, in pixels.
-        train_resize: Side that training images are resized to before the random crop of
-            `image_size`; default: `image_size` (no crop).
+        image_size: Side of the square that the network sees, in pixels, or [height, width].
+        train_resize: Size that training images are resized to before the random crop of
+            `image_size`, given alike; default: `image_size` (no crop).
         hflip: Probability of a horizontal flip in training.
         vflip: Probability of a vertical flip in training.
-        rotate90: Rotate training images by a random multiple of 90 degrees.
+        rotate90: Rotate training images by a random multiple of 90 degrees; squares only.
         color_jitter: Strengths (brightness, contrast, saturation, hue) in training; None: none.
         cache: Keep decoded and resized images in memory (small data sets).
         drop_last: Leave out a training batch that is not full.
@@ -89,8 +95,8 @@ class ZooDataModule(LightningDataModule, ABC):
         batch_size: int = 32,
         eval_batch_size: int | None = None,
         num_workers: int = 0,
-        image_size: int = 224,
-        train_resize: int | None = None,
+        image_size: int | list[int] = 224,
+        train_resize: int | list[int] | None = None,
         hflip: float = 0.5,
         vflip: float = 0.0,
         rotate90: bool = False,
@@ -104,10 +110,16 @@ class ZooDataModule(LightningDataModule, ABC):
     ) -> None:
         super().__init__()
         self.save_hyperparameters(logger=False)
-        if train_resize is not None and train_resize < image_size:
+        self.size = height_and_width(image_size)
+        """(height, width) of what the network sees."""
+        self.train_size = height_and_width(train_resize or image_size)
+        """(height, width) of training images before the crop."""
+        if any(whole < crop for whole, crop in zip(self.train_size, self.size, strict=True)):
             raise ValueError(
                 f"train_resize={train_resize} is smaller than the crop image_size={image_size}"
             )
+        if rotate90 and self.size[0] != self.size[1]:
+            raise ValueError(f"image_size={image_size}: rotate90=True needs squares")
         bad = [name for name in val_roots or () if not re.fullmatch("[A-Za-z0-9_]+", name)]
         if bad:
             raise ValueError(f"val_roots={bad}: a name consists of letters, digits and underscores")
@@ -115,9 +127,8 @@ class ZooDataModule(LightningDataModule, ABC):
         self.eval_batch_size = eval_batch_size or batch_size
         self.num_workers = num_workers
         self.image_size = image_size
-        self.train_resize = train_resize or image_size
         self.augment = Augment(
-            crop=image_size if self.train_resize > image_size else None,
+            crop=self.size if self.train_size != self.size else None,
             hflip=hflip,
             vflip=vflip,
             rotate90=rotate90,
@@ -268,10 +279,9 @@ class ZooDataModule(LightningDataModule, ABC):
     def dataset(self, split: str) -> ZooDataset:
         """Return one split as the network sees it; `train` is augmented."""
         train = split == "train"
-        side = self.train_resize if train else self.image_size
         return ZooDataset(
             self.sources[split],
-            (side, side),
+            self.train_size if train else self.size,
             self.augment if train else None,
             **self.dataset_options(split),
         )
@@ -298,8 +308,7 @@ class ZooDataModule(LightningDataModule, ABC):
             split: The split.
             only: Positions of the samples to load; None: all.
         """
-        size = (self.image_size, self.image_size)
-        dataset = ZooDataset(self.sources[split], size, annotations=False, only=only)
+        dataset = ZooDataset(self.sources[split], self.size, annotations=False, only=only)
         return self._loader(dataset, train=False)
 
     def drawn(self, epochs: int) -> Sequence[int]:
@@ -351,8 +360,7 @@ class ZooDataModule(LightningDataModule, ABC):
         """Return the loader of `predict_images`, or those of the test splits."""
         if self.predict_images is None:
             return [self.whole_images(name) for name in self.split_names("test")]
-        size = (self.image_size, self.image_size)
-        dataset = ZooDataset(self.predict_source(), size, annotations=False)
+        dataset = ZooDataset(self.predict_source(), self.size, annotations=False)
         return [self._loader(dataset, train=False)]
 
     def preprocessing(self) -> dict[str, Any]:

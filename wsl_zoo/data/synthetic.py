@@ -204,7 +204,7 @@ class SyntheticData(ZooDataModule):
                 count,
                 SPLIT_OFFSET[split],
                 self.scene_seed,
-                self.train_resize,
+                max(self.train_size),
                 self.classes,
                 self.cue,
                 self.negatives,
@@ -261,7 +261,7 @@ class SyntheticVideoData(VideoDataModule):
         self.options: dict[str, Any] = {
             "frames": frames_per_clip,
             "seed": scene_seed,
-            "size": self.train_resize,
+            "size": max(self.train_size),
             "num_classes": classes,
             "motion": motion,
             "turn": turn,

@@ -1,6 +1,6 @@
 """Paired transforms of image, mask and boxes, and the normalisation that follows them.
 
-Evaluation resizes to a square without keeping the aspect and without a crop, so that ground truth
+Evaluation resizes to one size without keeping the aspect and without a crop, so that ground truth
 maps by the same two factors: masks by nearest neighbour, boxes in float64, both here and not in the
 augmentation library (whose boxes go through float32). Training follows the recipe of the survey
 (arXiv 1909.03354): resize to 256 x 256, random crop of 224, flips, for histology colour jitter.
@@ -54,6 +54,21 @@ class Sample:
     size: tuple[int, int] = (0, 0)
     cam: np.ndarray | None = None
     raw: np.ndarray | None = None
+
+
+def height_and_width(size: int | Sequence[int]) -> tuple[int, int]:
+    """Return (height, width) of a size as options give it: a side of a square, or both.
+
+    Raises:
+        ValueError: It is neither.
+
+    >>> height_and_width(224), height_and_width([256, 448])
+    ((224, 224), (256, 448))
+    """
+    sides = (size, size) if isinstance(size, int) else tuple(size)
+    if len(sides) != 2 or min(sides) < 1:
+        raise ValueError(f"size {size} must be the side of a square, or [height, width], in pixels")
+    return sides
 
 
 def resize_image(image: np.ndarray, size: tuple[int, int]) -> np.ndarray:
@@ -115,7 +130,8 @@ class Augment:
     Boxes are clipped to the crop; those of less than one square pixel are dropped.
 
     Args:
-        crop: Side of the square crop, in pixels of the resized image; None: no crop.
+        crop: Size of the crop, in pixels of the resized image, as `height_and_width` takes it;
+            None: no crop.
         hflip: Probability of a horizontal flip, in [0, 1].
         vflip: Probability of a vertical flip, in [0, 1].
         rotate90: Rotate by 0, 90, 180 or 270 degrees, each as likely.
@@ -124,15 +140,16 @@ class Augment:
 
     def __init__(
         self,
-        crop: int | None = 224,
+        crop: int | Sequence[int] | None = 224,
         hflip: float = 0.5,
         vflip: float = 0.0,
         rotate90: bool = False,
         color_jitter: Sequence[float] | None = None,
     ) -> None:
         steps: list[A.BasicTransform] = []
-        if crop is not None:
-            steps.append(A.RandomCrop(crop, crop))
+        self.crop = None if crop is None else height_and_width(crop)
+        if self.crop is not None:
+            steps.append(A.RandomCrop(*self.crop))
         if hflip:
             steps.append(A.HorizontalFlip(p=hflip))
         if vflip:
@@ -152,7 +169,6 @@ class Augment:
                     p=1.0,
                 )
             )
-        self.crop = crop
         self.jitters = color_jitter is not None
         self.identity = crop is None and not (hflip or vflip or rotate90 or color_jitter)
         """Whether it leaves every sample as it is."""
@@ -175,9 +191,9 @@ class Augment:
             ValueError: The image is smaller than the crop.
         """
         height, width = sample.image.shape[:2]
-        if self.crop is not None and min(height, width) < self.crop:
+        if self.crop is not None and (height < self.crop[0] or width < self.crop[1]):
             raise ValueError(
-                f"cannot crop {self.crop}x{self.crop} from {sample.path or 'an image'} of "
+                f"cannot crop {self.crop[1]}x{self.crop[0]} from {sample.path or 'an image'} of "
                 f"{width}x{height} pixels: set train_resize >= image_size"
             )
         # `set_random_seed` would start every step from the same state: both flips always together.

@@ -159,7 +159,7 @@ class VideoDataModule(ZooDataModule):
             self.sources["train"],
             self.shots(),
             self.sampling,
-            (self.train_resize, self.train_resize),
+            self.train_size,
             self.augment,
             **self.dataset_options("train"),
         )

@@ -118,8 +118,9 @@ class ZooModule(Evaluated, ABC):
             form=form,
             img_size=img_size,
         )
-        self.image_size: int | None = None
-        """Side of the square that images are resized to, as in training; None: as they are."""
+        self.image_size: int | list[int] | None = None
+        """What images are resized to, as in training: the side of a square, or [height, width];
+        None: as they are."""
         self._started = False  # start weights are read, or a checkpoint's took their place
         self._scheduled = 0  # epochs that the schedules have done
         self._begun = -1  # the epoch that was begun last
