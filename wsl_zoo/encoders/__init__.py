@@ -1,5 +1,6 @@
 """Encoders: timm networks with a uniform output, and the other ways to embed an input."""
 
+from wsl_zoo.encoders.features import FeatureCache
 from wsl_zoo.encoders.timm import Encoder
 
-__all__ = ["Encoder"]
+__all__ = ["Encoder", "FeatureCache"]

@@ -16,12 +16,12 @@ reads the map of class y from row y instead of y + 1; here class k is row k.
 from collections.abc import Iterable, Mapping
 from typing import Any, Literal
 
-import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from wsl_zoo import cams, heads
 from wsl_zoo.cams import ClassMap
+from wsl_zoo.encoders import FeatureCache
 from wsl_zoo.heads import PoolingHead
 from wsl_zoo.methods.base import ZooModule
 from wsl_zoo.types import Batch, Output
@@ -78,8 +78,9 @@ class CAMClassifier(ZooModule):
         cam_args: Arguments of the map, e.g. `{"samples": 8}` of "smooth_gradcampp".
         freeze_encoder: Train the head only.
         cache_features: With a frozen encoder, keep the final map of every image in memory after its
-            first pass (about 1 MB for 1280 channels of 14 x 14). Needs images that are the same in
-            every epoch: no augmentation.
+            first pass (about 1 MB for 1280 channels of 14 x 14); or the name of a folder to keep
+            them in as well, which other heads, folds and seeds then read. Needs images that are the
+            same in every epoch: no augmentation.
         **kwargs: See `ZooModule`.
     """
 
@@ -91,17 +92,17 @@ class CAMClassifier(ZooModule):
         cam_layer: int | str = -1,
         cam_args: dict[str, Any] | None = None,
         freeze_encoder: bool = False,
-        cache_features: bool = False,
+        cache_features: bool | str = False,
         **kwargs: Any,
     ) -> None:
         super().__init__(**kwargs)
         if cache_features and not freeze_encoder:
-            raise ValueError("cache_features=True needs freeze_encoder=True")
+            raise ValueError(f"cache_features={cache_features!r} needs freeze_encoder=True")
         self.head = build(
             "head", HEADS, head, head_args, self.encoder.final_channels, self.num_classes
         )
         self.read_map(cam, cam_layer, cam_args)
-        self._features: dict[tuple[str, int, int], Tensor] = {}
+        self._features: FeatureCache | None = None
 
     def read_map(
         self, cam: Map, layer: int | str = -1, cam_args: dict[str, Any] | None = None
@@ -118,7 +119,7 @@ class CAMClassifier(ZooModule):
     def setup(self, stage: str) -> None:
         """Refuse to keep the features of images that change."""
         super().setup(stage)
-        self._features.clear()
+        self._features = None
         if stage != "fit" or not self.hparams["cache_features"]:
             return
         augment = getattr(getattr(self.trainer, "datamodule", None), "augment", None)
@@ -126,7 +127,7 @@ class CAMClassifier(ZooModule):
         if mixes or not getattr(augment, "identity", True):
             what = type(self).__name__ if mixes else "the augmentation of the data"
             raise ValueError(
-                f"cache_features=True needs images that stay the same, but {what} changes them; "
+                f"cache_features needs images that stay the same, but {what} changes them; "
                 "switch off hflip, vflip, rotate90, color_jitter and train_resize"
             )
 
@@ -143,14 +144,12 @@ class CAMClassifier(ZooModule):
     def _final(self, batch: Batch) -> Tensor:
         """Return the final map, of images seen before from memory."""
         image = batch["image"]
-        if not self.hparams["cache_features"] or "path" not in batch:
+        kept = self.hparams["cache_features"]
+        if not kept or "path" not in batch:
             return self.encoder.final(image)
-        keys = [(path, image.shape[-2], image.shape[-1]) for path in batch["path"]]
-        new = [i for i, key in enumerate(keys) if key not in self._features]
-        if new:
-            for i, final in zip(new, self.encoder.final(image[new]).detach().cpu(), strict=True):
-                self._features[keys[i]] = final.clone()
-        return torch.stack([self._features[key] for key in keys]).to(image.device)
+        if self._features is None:
+            self._features = FeatureCache(self.encoder, kept if isinstance(kept, str) else None)
+        return self._features(image, batch["path"])
 
     def loss(self, batch: Batch, output: Output) -> dict[str, Tensor]:
         """Return the cross-entropy, `ce`."""
