@@ -38,6 +38,8 @@ TITLES = {
     "dice": "Dice (validation threshold)",
     "dice_bg": "background Dice (validation threshold)",
     "image_dice": "Dice per image (validation threshold)",
+    "image_dice_present": "Dice per image with a region (validation threshold)",
+    "image_dice_bg": "background Dice per image (validation threshold)",
     "dice_oracle": "Dice (best threshold)",
     "dice_bg_oracle": "background Dice (best threshold)",
     "maxboxacc": "MaxBoxAcc",

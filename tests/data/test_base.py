@@ -329,6 +329,8 @@ def test_bad_settings_are_refused(splits):
         Tiny(splits, image_size=[12, 16], train_resize=[16, 12])
     with pytest.raises(ValueError, match=r"image_size=\[12, 16\]: rotate90=True needs squares"):
         Tiny(splits, image_size=[12, 16], rotate90=True)
+    with pytest.raises(ValueError, match="train_resize=64 is smaller than the crop crop_size=65"):
+        Tiny(splits, image_size=64, crop_size=65)
     with pytest.raises(ValueError, match=r"size \[12\] must be the side of a square, or \[height"):
         Tiny(splits, image_size=[12])
     assert Tiny(splits, image_size=64).preprocessing() == {"image_size": 64}
@@ -341,6 +343,9 @@ def test_images_need_not_be_square(splits):
     test = next(iter(data.test_dataloader()[0]))
     assert train["image"].shape[1:] == test["image"].shape[1:] == (3, 12, 20)
     assert test["mask"].shape[1:] == (12, 20)
+    parts = Tiny(splits, batch_size=4, image_size=[12, 20], crop_size=8)
+    assert next(iter(parts.train_dataloader()))["image"].shape[1:] == (3, 8, 8)
+    assert next(iter(parts.test_dataloader()[0]))["image"].shape[1:] == (3, 12, 20)
     # The box of a whole image is that of the whole frame, whatever the aspect.
     sample = data.sources["test"].load(0, annotations=True)
     scale = np.tile(np.array([20, 12]) / sample.image.shape[1::-1], 2)

@@ -135,6 +135,55 @@ def test_a_published_list_of_valpx_is_taken(copy, tmp_path):
     assert data.sources["valpx"].records[0].masks == (copy / "masks" / pool[5],)
 
 
+def write_csv(folder, pools, fold=0):
+    for name, names in pools.items():
+        rows = [f"{n},masks/{n},tumor" if "/tumor/" in n else f"{n},,normal" for n in names]
+        (folder / f"{name}_s_0_f_{fold}.csv").write_text("\n".join(rows) + "\n")
+
+
+def test_the_published_lists_of_p512(copy, tmp_path):
+    pool = list(patch_names("train"))
+    write_csv(tmp_path, {"train": pool[16:], "valid": pool[:16], "test": patch_names("test")})
+    data = Camelyon16Data(str(copy), str(tmp_path), image_size=8)
+    data.setup("fit")
+    assert list(data.sources) == ["train", "valcl", "valpx", "test"]
+    assert images(data, "train") == pool[16:]
+    assert images(data, "valcl") == pool[:16]
+    assert images(data, "test") == list(patch_names("test"))
+    assert len(images(data, "valpx")) == 10
+    for record in data.sources["test"].records:
+        tumor = record.image.parent.name == "tumor"
+        assert (record.label, record.empty_mask) == (int(tumor), not tumor)
+        assert record.masks == ((copy / "masks" / record.image.relative_to(copy),) if tumor else ())
+        assert record.group == record.image.name[: record.image.name.index("_x_")]
+    assert data.sources["valcl"].records[1].place == "valid_s_0_f_0.csv, line 2"
+    assert data.selection() == {"cl": "valcl/acc", "loc": "valpx/pxap"}
+    few = Camelyon16Data(str(copy), str(tmp_path), min_fraction=0.25)
+    assert len(few.sources["valcl"]) == 16 - 5
+
+
+def test_published_lists_that_are_bad_come_at_once(copy, tmp_path):
+    tumor = next(name for name in patch_names("test") if "/tumor/" in name)
+    write_csv(tmp_path, {"train": list(patch_names("train")), "valid": []})
+    (tmp_path / "valid_s_0_f_0.csv").write_text("a.png,,metastasis\n")
+    with pytest.raises(DataError) as caught:
+        Camelyon16Data(str(copy), str(tmp_path)).setup("fit")
+    assert [problem.split(" (")[0] for problem in caught.value.problems] == [
+        f"{tmp_path / 'valid_s_0_f_0.csv'}, line 1: unknown class 'metastasis'",
+        f"{tmp_path / 'test_s_0_f_0.csv'} cannot be read",
+    ]
+    with pytest.raises(DataError, match=r"train_s_0_f_1\.csv cannot be read"):
+        Camelyon16Data(str(copy), str(tmp_path), fold=1).setup("fit")
+    pool = list(patch_names("train"))
+    write_csv(tmp_path, {"train": pool[16:], "valid": pool[:16]})
+    (tmp_path / "test_s_0_f_0.csv").write_text(f"{tumor},,tumor\n")
+    with pytest.raises(DataError, match=r"test_s_0_f_0\.csv, line 1: tumor patch .* has no mask"):
+        Camelyon16Data(str(copy), str(tmp_path)).setup("fit")
+    (tmp_path / "test_s_0_f_0.csv").write_text(f"{tumor},masks/none.png,tumor\n")
+    with pytest.raises(DataError, match=r"csv, line 1: mask .*none\.png does not exist"):
+        Camelyon16Data(str(copy), str(tmp_path)).setup("fit")
+
+
 def test_only_the_masks_of_valpx_choose_a_checkpoint(copy):
     data = data_of(copy)
     assert data.selection() == {"cl": "valcl/acc", "loc": "valpx/pxap"}

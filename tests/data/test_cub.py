@@ -1,10 +1,14 @@
+import random
 from collections import Counter
+from pathlib import Path
 
+import numpy as np
 import pytest
 from PIL import Image
 
-from wsl_zoo.data import CUBData
-from wsl_zoo.data.manifest import DataError
+from wsl_zoo.data import CUBData, Record
+from wsl_zoo.data.cub import CUB5, minmax_split
+from wsl_zoo.data.manifest import DataError, read_mask
 
 NAMES = ["001.Black_footed_Albatross", "003.Sooty_Albatross", "200.Common_Yellowthroat"]
 FILES = ("images", "image_class_labels", "train_test_split", "bounding_boxes")
@@ -215,6 +219,183 @@ def test_pseudo_boxes_have_the_paths_of_the_metadata(original, metadata):
 def test_what_is_not_cub_is_refused(tmp_path):
     with pytest.raises(DataError, match=r"holds neither images\.txt nor"):
         CUBData(str(tmp_path)).read_splits()
+
+
+def write_masks(folder, original):
+    """Masks of which the left half is bird."""
+    half = np.zeros((8, 10), np.uint8)
+    half[:, :5] = 255
+    for row in (original / "images.txt").read_text().split("\n"):
+        path = (folder / row.split()[1]).with_suffix(".png")
+        path.parent.mkdir(parents=True, exist_ok=True)
+        Image.fromarray(half).save(path)
+    return folder
+
+
+def first_mask(folder):
+    return folder / NAMES[0] / "Bird_0_1.png"
+
+
+@pytest.mark.parametrize("place", ["inside", "beside", "stated"])
+def test_masks_are_found(original, tmp_path, place):
+    folders = {"inside": original, "beside": tmp_path, "stated": tmp_path / "elsewhere"}
+    folder = write_masks(folders[place] / "segmentations", original)
+    masks = str(folder) if place == "stated" else None
+    data = CUBData(str(original), masks=masks, image_size=[8, 10])
+    data.setup("fit")
+    for source in data.sources.values():
+        for record in source.records:
+            bird = record.image.relative_to(original / "images")
+            assert record.masks == (folder / bird.with_suffix(".png"),)
+    batch = next(iter(data.test_dataloader()[0]))
+    assert batch["has_mask"].all()
+    assert (batch["mask"].sum(dim=(1, 2)) == 40).all()
+    assert batch["boxes"][0].tolist() == [[1, 2.5, 5, 5.5]]
+
+
+def test_boxes_judge_where_there_are_masks_too_but_not_of_the_minmax_split(original):
+    assert CUBData(str(original), split="minmax").selection()["loc"] == "val/maxboxacc"
+    write_masks(original / "segmentations", original)
+    assert CUBData(str(original)).selection() == {"cl": "val/acc", "loc": "val/maxboxacc"}
+    assert CUBData(str(original), split="minmax").selection()["loc"] == "val/pxap"
+    assert CUBData(str(original), val_per_class=0).selection() == {"cl": None, "loc": None}
+
+
+@pytest.mark.parametrize(
+    ("mode", "pixel", "foreground"),
+    [
+        ("L", 127, False),
+        ("L", 128, True),
+        ("LA", (127, 255), False),
+        ("LA", (128, 0), True),
+        ("RGB", (51,) * 3, False),
+        ("RGBA", (204, 204, 204, 0), True),
+        ("1", 1, True),
+    ],
+)
+def test_the_mean_of_the_annotators_is_cut_at_half(original, mode, pixel, foreground):
+    path = first_mask(write_masks(original / "segmentations", original))
+    Image.new(mode, (10, 8), pixel).save(path)
+    record = CUBData(str(original), val_per_class=0).sources["train"].records[0]
+    assert record.masks == (path,)
+    assert read_mask(record, (8, 10)).sum() == 80 * foreground
+
+
+def test_a_black_mask_is_empty(original):
+    path = first_mask(write_masks(original / "segmentations", original))
+    Image.new("L", (10, 8)).save(path)
+    record = CUBData(str(original), val_per_class=0).sources["train"].records[0]
+    assert record.has_mask
+    assert not read_mask(record, (8, 10)).any()
+
+
+def test_masks_that_are_missing_or_do_not_fit_are_named(original):
+    folder = write_masks(original / "segmentations", original)
+    first_mask(folder).unlink()
+    other = folder / NAMES[0] / "Bird_1_2.png"
+    Image.new("L", (10, 9)).save(other)
+    with pytest.raises(DataError) as caught:
+        CUBData(str(original), val_per_class=0).setup("fit")
+    assert caught.value.problems == [
+        f"images.txt, line 1: mask {first_mask(folder)} does not exist",
+        "images.txt, line 2: mask Bird_1_2.png is 10x9 pixels, its image Bird_1_2.jpg is 10x8",
+    ]
+    with pytest.raises(DataError, match="masks: nowhere does not exist or is no folder"):
+        CUBData(str(original), masks="nowhere").setup("fit")
+
+
+def test_classes_are_kept_in_the_order_given(original):
+    data = CUBData(str(original), classes=[NAMES[2], NAMES[0]])
+    assert data.class_names == [NAMES[2], NAMES[0]]
+    data.setup("fit")
+    assert {k: len(v) for k, v in data.sources.items()} == {"train": 4, "val": 8, "test": 4}
+    for source in data.sources.values():
+        for record in source.records:
+            assert data.class_names[record.label] == record.image.parent.name
+
+
+def test_classes_that_cannot_be_kept_are_named(original):
+    with pytest.raises(DataError) as caught:
+        CUBData(str(original), classes=[NAMES[0], "003.Sooty_Albatros", NAMES[0]]).setup("fit")
+    assert caught.value.problems == [
+        "classes: no image is of a class '003.Sooty_Albatros' (did you mean "
+        "'003.Sooty_Albatross'?)",
+        f"classes: {NAMES[0]!r} is named twice",
+    ]
+    with pytest.raises(DataError, match="classes: it names no class"):
+        _ = CUBData(str(original), classes=[]).class_names
+    with pytest.raises(DataError, match="5 problems"):
+        CUBData(str(original), classes="cub5").setup("fit")
+
+
+def test_cub5_is_a_name_for_its_classes(original):
+    for row in ("images", "classes"):
+        text = (original / f"{row}.txt").read_text()
+        for old, new in zip(NAMES, CUB5[2::-1], strict=True):
+            text = text.replace(old, new)
+        write(original / f"{row}.txt", [text])
+    for old, new in zip(NAMES, CUB5[2::-1], strict=True):
+        (original / "images" / old).rename(original / "images" / new)
+    rows = {name: (original / f"{name}.txt").read_text() for name in (*FILES, "classes")}
+    for k, name in enumerate(CUB5[3:], start=4):  # the other two, an image in each set
+        for i in range(3):
+            number = 10 * k + i
+            save(original / "images" / name / f"{number}.jpg")
+            rows["images"] += f"\n{number} {name}/{number}.jpg"
+            rows["image_class_labels"] += f"\n{number} {k}"
+            rows["train_test_split"] += f"\n{number} {int(i < 2)}"
+            rows["bounding_boxes"] += f"\n{number} 1 1 2 2"
+        rows["classes"] += f"\n{k} {name}"
+    for name, text in rows.items():
+        write(original / f"{name}.txt", [text])
+    data = CUBData(str(original), classes="cub5", split="minmax")
+    assert data.class_names == CUB5
+    data.setup("fit")
+    assert Counter(r.label for r in data.sources["val"].records) == {0: 2, 1: 2, 2: 2, 3: 1, 4: 1}
+
+
+def test_the_minmax_split_by_an_independent_form_of_its_rule():
+    """Names instead of positions, by the global generator as published, which goes on by class."""
+    records = [
+        Record(Path(f"{label}/{i}.jpg"), label)
+        for i in range(7)
+        for label in (2, 0, 1)
+        if i < 5 + label
+    ]
+    state = random.getstate()
+    random.seed(0)
+    expected = set()
+    for label in range(3):
+        names = [record.image.as_posix() for record in records if record.label == label]
+        for _ in range(2000):
+            random.shuffle(names)
+        expected |= set(names[: (1, 2, 2)[label]])
+    random.setstate(state)
+    val, train = minmax_split(records)
+    assert {record.image.as_posix() for record in val} == expected
+    assert val == [record for record in records if record in val]
+    assert train == [record for record in records if record not in val]
+
+
+def test_the_minmax_split_of_the_original_layout(original):
+    data = CUBData(str(original), split="minmax", split_seed=3)
+    data.setup("fit")
+    assert {k: len(v) for k, v in data.sources.items()} == {"train": 12, "val": 6, "test": 6}
+    assert names_of(data, "val") == names_of(CUBData(str(original), split="minmax"), "val")
+    assert Counter(r.label for r in data.sources["val"].records) == dict.fromkeys(range(3), 2)
+    one = CUBData(str(original), split="minmax", classes=[NAMES[0]])
+    assert names_of(one, "val") == names_of(data, "val")[:2]  # the generator has not run on
+
+
+def test_arguments_of_the_original_layout_only(original, metadata):
+    with pytest.raises(ValueError, match="split='other' must be one of drawn, minmax"):
+        CUBData(str(original), split="other")
+    for arguments in ({"split": "minmax"}, {"classes": "cub5"}, {"masks": str(original)}):
+        with pytest.raises(ValueError, match="are for the original layout"):
+            CUBData(str(original), str(metadata), **arguments)
+    write_masks(original / "segmentations", original)
+    data = CUBData(str(original), str(metadata), str(original.parent / "CUBV2"))
+    assert not data.sources["test"].has_masks
 
 
 @pytest.fixture(scope="module")

@@ -22,7 +22,7 @@ from wsl_zoo.metrics.split import SplitMetrics, Thresholds
 K, SIDE, COUNT = 4, 16, 7
 CLASSES = {"acc", "balanced_acc"}
 PIXELS = {"pxap", "prevalence", "peak_iou", "dice_oracle", "dice_bg_oracle"}
-FIXED = {"dice", "dice_bg", "image_dice"}
+FIXED = {"dice", "dice_bg", "image_dice", "image_dice_bg"}
 BOXES = {"maxboxacc", "maxboxacc_v2", "top1_loc_oracle"}
 FIXED_BOXES = {"boxacc", "boxacc_v2", "top1_loc"}
 CHOSEN = Thresholds(pixels=0.5, largest=0.6, all=(0.3, 0.4, 0.7))
@@ -75,7 +75,7 @@ def test_every_value_is_that_of_its_metric(rows):
         "dice_oracle": DiceAtThreshold("best"),
         "dice_bg_oracle": DiceAtThreshold("best", "background"),
         "dice": DiceAtThreshold(0.5), "dice_bg": DiceAtThreshold(0.5, "background"),
-        "image_dice": ImageDice(0.5),
+        "image_dice": ImageDice(0.5), "image_dice_bg": ImageDice(0.5, "background"),
     }  # fmt: skip
     for name, metric in pixels.items():
         metric.update(rows["maps"], rows["mask"])
@@ -248,6 +248,8 @@ def test_images_without_a_mask_are_not_images_with_an_empty_one(rows):
     counted, _ = values_of(empty, CHOSEN)
     one, _ = values_of(take(rows, [0]), CHOSEN)  # the others are predicted, so their Dice is 0
     assert counted["image_dice"] == pytest.approx(one["image_dice"] / COUNT)
+    assert counted["image_dice_present"] == one["image_dice"]
+    assert "image_dice_present" not in one  # no image without a region
 
 
 @pytest.mark.filterwarnings("ignore:.*is undefined")

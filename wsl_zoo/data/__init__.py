@@ -4,6 +4,7 @@ from wsl_zoo.data.base import ZooDataModule
 from wsl_zoo.data.camelyon16 import Camelyon16Data
 from wsl_zoo.data.cub import CUBData
 from wsl_zoo.data.davis import DAVISData
+from wsl_zoo.data.flowers import FlowersData
 from wsl_zoo.data.folder import FolderData, UnlabelledImages
 from wsl_zoo.data.glas import GlaSData
 from wsl_zoo.data.ilsvrc import ILSVRCData
@@ -20,6 +21,7 @@ __all__ = [
     "Camelyon16Data",
     "DAVISData",
     "DataError",
+    "FlowersData",
     "FolderData",
     "GlaSData",
     "ILSVRCData",

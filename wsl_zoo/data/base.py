@@ -67,8 +67,10 @@ class ZooDataModule(LightningDataModule, ABC):
         eval_batch_size: Images per evaluation batch and process; default: `batch_size`.
         num_workers: Worker processes per loader.
         image_size: Side of the square that the network sees, in pixels, or [height, width].
-        train_resize: Size that training images are resized to before the random crop of
-            `image_size`, given alike; default: `image_size` (no crop).
+        train_resize: Size that training images are resized to before the random crop, given alike;
+            default: `image_size` (no crop).
+        crop_size: Size of the random crop, given alike; default: `image_size`. A smaller one trains
+            on parts of the images that evaluation sees whole.
         hflip: Probability of a horizontal flip in training.
         vflip: Probability of a vertical flip in training.
         rotate90: Rotate training images by a random multiple of 90 degrees; squares only.
@@ -97,6 +99,7 @@ class ZooDataModule(LightningDataModule, ABC):
         num_workers: int = 0,
         image_size: int | list[int] = 224,
         train_resize: int | list[int] | None = None,
+        crop_size: int | list[int] | None = None,
         hflip: float = 0.5,
         vflip: float = 0.0,
         rotate90: bool = False,
@@ -114,12 +117,13 @@ class ZooDataModule(LightningDataModule, ABC):
         """(height, width) of what the network sees."""
         self.train_size = height_and_width(train_resize or image_size)
         """(height, width) of training images before the crop."""
-        if any(whole < crop for whole, crop in zip(self.train_size, self.size, strict=True)):
-            raise ValueError(
-                f"train_resize={train_resize} is smaller than the crop image_size={image_size}"
-            )
-        if rotate90 and self.size[0] != self.size[1]:
-            raise ValueError(f"image_size={image_size}: rotate90=True needs squares")
+        crop = height_and_width(crop_size or image_size)
+        name, given = ("image", image_size) if crop_size is None else ("crop", crop_size)
+        if any(whole < part for whole, part in zip(self.train_size, crop, strict=True)):
+            whole = image_size if train_resize is None else train_resize
+            raise ValueError(f"train_resize={whole} is smaller than the crop {name}_size={given}")
+        if rotate90 and crop[0] != crop[1]:
+            raise ValueError(f"{name}_size={given}: rotate90=True needs squares")
         bad = [name for name in val_roots or () if not re.fullmatch("[A-Za-z0-9_]+", name)]
         if bad:
             raise ValueError(f"val_roots={bad}: a name consists of letters, digits and underscores")
@@ -128,7 +132,7 @@ class ZooDataModule(LightningDataModule, ABC):
         self.num_workers = num_workers
         self.image_size = image_size
         self.augment = Augment(
-            crop=self.size if self.train_size != self.size else None,
+            crop=crop if self.train_size != crop else None,
             hflip=hflip,
             vflip=vflip,
             rotate90=rotate90,

@@ -4,11 +4,15 @@ Ehteshami Bejnordi et al., "Diagnostic Assessment of Deep Learning Algorithms fo
 Node Metastases in Women With Breast Cancer", JAMA 2017. Protocol of the survey (arXiv 1909.03354):
 15,664 test patches and a pool of 33,206, as many normal as tumor; five folds of the pool by class,
 not by patient, of which one is `valcl`; `valpx` is five patches per class of `valcl`, the only ones
-whose masks selection may see. Patches are read from lists in the files of `data/metadata.py`, with
-masks (a normal patch needs none, it is all background), in either of two forms:
+whose masks selection may see. Patches are read from lists, with masks (a normal patch needs none,
+it is all background), the first two forms in the files of `data/metadata.py`:
 
-    metadata/fold-<k>/{train,valcl,test}   published folds; `valpx` too, or it is drawn
-    metadata/{train,test}                  the pool, which is dealt into folds here
+    metadata/fold-<k>/{train,valcl,test}        published folds; `valpx` too, or it is drawn
+    metadata/{train,test}                       the pool, which is dealt into folds here
+    metadata/{train,valid,test}_s_0_f_<k>.csv   CAMELYON16-P512 of MAXMIN (arXiv 2011.07221), as in
+                                                `data/lists.py`; `valid` is `valcl`
+
+CAMELYON16-P512 has 24,348, 8,858 and 15,664 patches and is split by slide.
 """
 
 from __future__ import annotations
@@ -20,12 +24,14 @@ from pathlib import Path
 from typing import Any
 
 from wsl_zoo.data.base import ZooDataModule
+from wsl_zoo.data.lists import read_list
 from wsl_zoo.data.manifest import DataError, Record, Splits
 from wsl_zoo.data.metadata import draw, read_split
 
 CLASSES = ["normal", "tumor"]
 NORMAL, TUMOR = range(2)
 FOLDS = 5
+LISTS = {"train": "train", "valcl": "valid", "test": "test"}
 SLIDE = re.compile(r"(?:normal|tumor|test)_[0-9]+", re.IGNORECASE)
 FRACTION = re.compile(r"(?<![0-9.])[01]\.[0-9]+")
 
@@ -82,17 +88,11 @@ class Camelyon16Data(ZooDataModule):
     def read(self) -> Splits:
         """Read the lists of the fold, or deal the pool into folds."""
         problems: list[str] = []
-        folder = self.metadata / f"fold-{self.fold}"
-        published = folder.is_dir()
-        if published:
-            names = ["train", "valcl", "test"]
-            names += ["valpx"] * (folder / "valpx").is_dir()
-        else:
-            folder, names = self.metadata, ["train", "test"]
-        splits = {name: self._patches(folder / name, problems) for name in names}
+        lists = self._lists(problems)
+        splits = {name: self._patches(patches, problems) for name, patches in lists.items()}
         if problems:
             raise DataError(f"CAMELYON16 {self.metadata}", problems)
-        if not published:
+        if "valcl" not in splits:
             splits["train"], splits["valcl"] = deal(splits["train"], self.fold, self.split_seed)
         if "valpx" not in splits:
             splits["valpx"], _ = draw(splits["valcl"], self.valpx_per_class, self.split_seed)
@@ -106,9 +106,26 @@ class Camelyon16Data(ZooDataModule):
             raise DataError(f"CAMELYON16 {self.metadata}", problems)
         return {name: splits[name] for name in ("train", "valcl", "valpx", "test")}
 
-    def _patches(self, folder: Path, problems: list[str]) -> list[Record]:
+    def _lists(self, problems: list[str]) -> Splits:
+        """Return the patches as listed, without `valcl` where the lists are those of the pool."""
+        folder = self.metadata / f"fold-{self.fold}"
+        if not folder.is_dir() and any(self.metadata.glob("*_s_0_f_*.csv")):
+            return {
+                name: read_list(
+                    self.metadata / f"{file}_s_0_f_{self.fold}.csv", self.root, CLASSES, problems
+                )
+                for name, file in LISTS.items()
+            }
+        if folder.is_dir():
+            names = ["train", "valcl", "test"]
+            names += ["valpx"] * (folder / "valpx").is_dir()
+        else:
+            folder, names = self.metadata, ["train", "test"]
+        return {name: read_split(folder / name, self.root, problems, masks=True) for name in names}
+
+    def _patches(self, records: list[Record], problems: list[str]) -> list[Record]:
         patches = []
-        for record in read_split(folder, self.root, problems, masks=True):
+        for record in records:
             if record.label == TUMOR and self.min_fraction:
                 fraction = metastatic_fraction(record.image.name)
                 if fraction is None:

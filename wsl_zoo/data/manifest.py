@@ -36,7 +36,14 @@ INTEGER = re.compile(r"-?[0-9]+")
 
 ROUNDING = 1.0  # pixels by which a box may leave its image: boxes of resized copies (CUB) do
 
+BLUE = (0, 0, 254)  # background of the masks of Oxford-flowers
+NEAR_BLUE = 30  # Euclidean distance up to which a colour is taken for it: those files are JPEG
+
 Box = tuple[float, float, float, float]
+
+Foreground = Literal["nonzero", "grey>127.5", "not blue"]
+"""Which pixels of a mask file are foreground. "grey>127.5" is for means of several annotators,
+"not blue" for a blue background (0, 0, 254): more than 30 from it in RGB."""
 
 
 class DataError(ValueError):
@@ -61,12 +68,13 @@ class Record:
     Attributes:
         image: The image file.
         label: Class index in [0, K), or -1 where there is none (prediction).
-        masks: Mask files; their union of non-zero pixels is the foreground.
+        masks: Mask files; the union of their foreground pixels is the mask.
         empty_mask: The image is known to hold no foreground (mask all background).
         ignore: Mask file of the pixels to ignore.
         boxes: Boxes xyxy in pixels of the original image; None: not annotated.
         group: Patient, case or video that the image belongs to.
         place: Where the record was read, for messages ("labels.csv, line 7").
+        foreground: Which pixels of a mask file are foreground.
     """
 
     image: Path
@@ -77,6 +85,7 @@ class Record:
     boxes: tuple[Box, ...] | None = None
     group: str = ""
     place: str = ""
+    foreground: Foreground = "nonzero"
 
     @property
     def has_mask(self) -> bool:
@@ -403,23 +412,39 @@ def read_image(path: Path) -> np.ndarray:
 def read_mask(record: Record, shape: tuple[int, int]) -> np.ndarray:
     """Read the mask of a record: (H, W) uint8, 1 foreground, 0 background, 255 ignored.
 
-    Foreground is the union of the non-zero pixels of all mask files; ignored are the non-zero
-    pixels of the ignore file that are not foreground (the protocol of wsolevaluation). Of a palette
-    image the colours count, as where OpenCV reads it; transparency never counts.
+    Foreground is the union of that of all mask files, as `record.foreground` says; ignored are the
+    non-zero pixels of the ignore file that are not foreground (the protocol of wsolevaluation). Of
+    a palette image the colours count, as where OpenCV reads it; transparency never counts.
 
     Raises:
         DataError: A file cannot be read as an image, or is not of the image's `shape` (H, W).
     """
     foreground = np.zeros(shape, dtype=bool)
     for path in record.masks:
-        foreground |= _nonzero(path, shape)
+        foreground |= _foreground(path, shape, record.foreground)
     mask = foreground.astype(np.uint8)
     if record.ignore is not None:
-        mask[_nonzero(record.ignore, shape) & ~foreground] = 255
+        mask[_foreground(record.ignore, shape, "nonzero") & ~foreground] = 255
     return mask
 
 
-def _nonzero(path: Path, shape: tuple[int, int]) -> np.ndarray:
+def _foreground(path: Path, shape: tuple[int, int], rule: Foreground) -> np.ndarray:
+    foreground: np.ndarray
+    if rule == "nonzero":
+        foreground = _nonzero(path)
+    elif rule == "grey>127.5":
+        foreground = read_image(path).max(axis=-1) > 127.5
+    else:
+        difference = read_image(path).astype(np.int32) - np.array(BLUE, np.int32)
+        foreground = (difference**2).sum(axis=-1) > NEAR_BLUE**2
+    if foreground.shape != shape:
+        height, width = foreground.shape
+        sizes = f"{width}x{height} pixels, its image {shape[1]}x{shape[0]}"
+        raise DataError("Mask", [f"{path} is {sizes}"])
+    return foreground
+
+
+def _nonzero(path: Path) -> np.ndarray:
     try:
         with Image.open(path) as image:
             pixels = np.asarray(image.convert("RGB") if image.mode in ("P", "PA") else image)
@@ -428,8 +453,5 @@ def _nonzero(path: Path, shape: tuple[int, int]) -> np.ndarray:
     if pixels.ndim == 3:
         colours = 3 if pixels.shape[2] > 2 else 1  # grey with transparency has two channels
         pixels = pixels[..., :colours].max(axis=-1)
-    if pixels.shape != shape:
-        sizes = f"{pixels.shape[1]}x{pixels.shape[0]} pixels, its image {shape[1]}x{shape[0]}"
-        raise DataError("Mask", [f"{path} is {sizes}"])
     nonzero: np.ndarray = np.asarray(pixels, dtype=bool)
     return nonzero

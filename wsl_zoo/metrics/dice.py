@@ -36,6 +36,7 @@ Threshold = float | Literal["best"]
 Rate = Literal["tp", "fn", "tn", "fp"]
 
 REGIONS = ("foreground", "background")
+EMPTY = ("one", "skip", "zero", "truth")
 RATES = ("tp", "fn", "tn", "fp")
 
 
@@ -191,9 +192,10 @@ class ImageDice(Metric):
             predicts nothing.
         region: Whose Dice to report; "background" scores the complements of prediction and mask.
         empty: Dice of an image in which both the region and its prediction are empty (0 / 0): "one"
-            counts it as perfect, "skip" leaves the image out (min-max entropy, MAXMIN), "zero"
-            counts 0 (active learning). An image where only one of the two is empty has Dice 0; to
-            leave it out, pass `valid=False` for it.
+            counts it as perfect, "skip" leaves the image out (min-max entropy, max-min
+            uncertainty), "zero" counts 0 (active learning). An image where only one of the two is
+            empty has Dice 0. "truth" leaves out every image in which the region is empty, whatever
+            was predicted (max-min uncertainty on CAMELYON16: tumour patches only).
         **kwargs: Passed to `torchmetrics.Metric`.
 
     Example:
@@ -220,17 +222,17 @@ class ImageDice(Metric):
         self,
         threshold: float = 0.5,
         region: Region = "foreground",
-        empty: Literal["one", "skip", "zero"] = "one",
+        empty: Literal["one", "skip", "zero", "truth"] = "one",
         **kwargs: Any,
     ) -> None:
         super().__init__(**kwargs)
         _check_threshold(threshold, best=False)
         check_choice("region", region, REGIONS)
-        check_choice("empty", empty, ("one", "skip", "zero"))
+        check_choice("empty", empty, EMPTY)
         self.threshold, self.region, self.empty = float(threshold), region, empty
         for name in ("total", "count", "invalid"):
             self.add_state(name, torch.tensor(0, dtype=torch.int64), dist_reduce_fx="sum")
-        rule = ("one", "skip", "zero").index(empty)
+        rule = EMPTY.index(empty)
         self.add_state(
             "protocol", protocol_state(threshold, REGIONS.index(region), rule), dist_reduce_fx="max"
         )
@@ -283,7 +285,9 @@ class ImageDice(Metric):
         size = predicted.sum((1, 2)) + truth.sum((1, 2))
         neither = 0.0 if self.empty == "zero" else 1.0
         dice = torch.where(size > 0, overlap / size.clamp(min=1).double(), neither)
-        counted = size > 0 if self.empty == "skip" else torch.ones_like(size, dtype=torch.bool)
+        counted = torch.ones_like(size, dtype=torch.bool)
+        if self.empty in ("skip", "truth"):
+            counted = (size if self.empty == "skip" else truth.sum((1, 2))) > 0
         if live is not None:
             counted = counted & live
         units = torch.where(counted, (dice * self.SCALE).round().long(), 0)

@@ -96,6 +96,8 @@ def _pixels(threshold: float | None) -> MetricCollection:
         metrics["dice"] = DiceAtThreshold(threshold)
         metrics["dice_bg"] = DiceAtThreshold(threshold, "background")
         metrics["image_dice"] = ImageDice(threshold)
+        metrics["image_dice_bg"] = ImageDice(threshold, "background")
+        metrics["image_dice_present"] = ImageDice(threshold, empty="truth")
     return MetricCollection(metrics)
 
 
@@ -190,6 +192,8 @@ class SplitMetrics(nn.Module):
                 best = replace(best, largest=largest, all=several)
         if "pixels" in self._seen:
             values |= self.pixels.compute()
+            if values.get("image_dice_present") == values.get("image_dice"):
+                values.pop("image_dice_present", None)  # no image without a region
             pixels = self._curve().best_threshold()
             if not math.isnan(pixels):  # some pixel is foreground
                 best = replace(best, pixels=pixels)
