@@ -73,7 +73,10 @@ def tiny_config(name: str, folder: Path) -> Path:
         )
         data |= {k: v for k, v in config["data"]["init_args"].items() if k in sampling}
     else:
-        kind, data["negatives"] = "SyntheticData", bool(model.get("negatives"))
+        kind, data["negatives"] = (
+            "SyntheticData",
+            (bool(model.get("negatives")) or model.get("variant", "glas") != "glas"),
+        )
     config["data"] = {"class_path": f"wsl_zoo.data.{kind}", "init_args": data}
     if "classifier" in model:
         names = getattr(wsl_zoo.data, kind)(**data).class_names

@@ -200,6 +200,29 @@ def test_modalities_of_wildcat_stand_together(features):
     assert WILDCAT(5, 7).conv.weight.shape == (35, 5, 1, 1)
 
 
+def test_modalities_are_one_convolution_with_mean_weights(features):
+    head, single = WILDCAT(5, 7, modalities=5, kmax=0.3).double(), WILDCAT(5, 7, 1, 0.3).double()
+    torch.nn.init.normal_(head.conv.bias)
+    single.conv.weight.data = head.conv.weight.data.unflatten(0, (7, 5)).mean(1)
+    single.conv.bias.data = head.conv.bias.data.unflatten(0, (7, 5)).mean(1)
+    for found, expected in zip(head(features), single(features), strict=True):
+        torch.testing.assert_close(found, expected)
+    gap = GAP(5, 7).double()
+    gap.load_state_dict(single.state_dict())
+    everywhere = WILDCAT(5, 7, modalities=5, kmax=1.0, kmin=0, alpha=0.0).double()
+    everywhere.load_state_dict(head.state_dict())
+    torch.testing.assert_close(everywhere(features)[0], gap(features)[0])
+
+
+@pytest.mark.parametrize("kmax", [0.09, 0.3])
+def test_without_dropout_shuffled_pixels_give_the_same_logits_in_training(features, kmax):
+    head = WILDCAT(5, 7, kmax=kmax, kmin=0, alpha=0.0).double().train()
+    shuffled = features.flatten(2)[..., torch.randperm(24)].view_as(features)
+    torch.testing.assert_close(head(shuffled)[0], head(features)[0])
+    dropping = WILDCAT(5, 7, kmax=kmax, kmin=0, alpha=0.0, dropout=0.75).double().train()
+    assert not torch.allclose(dropping(features)[0], dropping(features)[0])
+
+
 def test_dropout_of_wildcat():
     head = WILDCAT(2, 3, kmax=1.0, kmin=0, dropout=0.5)
     maps = torch.ones(40, 3, 10, 10)

@@ -99,7 +99,7 @@ def test_impossible_thresholds_are_refused(threshold):
 def test_choices_are_checked():
     with pytest.raises(ValueError, match="'foreground', 'background'"):
         DiceAtThreshold(region="object")
-    with pytest.raises(ValueError, match="'one', 'skip', 'zero'"):
+    with pytest.raises(ValueError, match=r"empty='nan'.*'one', 'skip', 'zero', 'truth'"):
         ImageDice(empty="nan")
     with pytest.raises(ValueError, match="threshold='best'"):
         ImageDice("best")
@@ -148,6 +148,21 @@ def test_rules_for_images_with_nothing_to_find():
     assert scored(ImageDice(empty="zero"), scores, mask) == pytest.approx((2 / 3) / 4, abs=1e-12)
     with pytest.warns(UserWarning, match="no image was counted"):
         assert np.isnan(scored(ImageDice(empty="skip"), scores[1:2], mask[1:2]))
+
+
+def test_images_without_the_region_can_be_left_out_whatever_was_predicted():
+    scores = torch.tensor([[[0.9, 0.1]], [[0.1, 0.1]], [[0.9, 0.1]], [[0.9, 0.9]], [[0.1, 0.1]]])
+    mask = torch.tensor([[[1, 1]], [[0, 0]], [[0, 0]], [[0, 1]], [[1, 255]]])  # 2/3, -, -, 2/3, 0
+    assert scored(ImageDice(empty="truth"), scores, mask) == pytest.approx(4 / 9, abs=1e-12)
+    assert scored(ImageDice(empty="skip"), scores, mask) == pytest.approx(4 / 3 / 4, abs=1e-12)
+    # the background: -, 1, 2/3, 0, - (an ignored pixel is no background)
+    found = scored(ImageDice(region="background", empty="truth"), scores, mask)
+    assert found == pytest.approx((5 / 3) / 3, abs=1e-12)
+    counted = torch.tensor([False, True, True, True, True])
+    left = scored(ImageDice(empty="truth"), scores, mask, counted)
+    assert left == pytest.approx((2 / 3) / 2, abs=1e-12)
+    with pytest.warns(UserWarning, match="no image was counted"):
+        assert np.isnan(scored(ImageDice(empty="truth"), scores[1:3], mask[1:3]))
 
 
 def test_image_dice_has_the_same_bits_in_any_order():

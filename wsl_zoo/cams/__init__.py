@@ -15,6 +15,7 @@ from wsl_zoo.cams.gradient import (
 )
 from wsl_zoo.cams.normalize import normalize_map
 from wsl_zoo.cams.peak import PeakResponse
+from wsl_zoo.cams.pseudo_mask import PseudoMask, expected_map
 from wsl_zoo.cams.temporal import temporal_max
 
 __all__ = [
@@ -31,9 +32,11 @@ __all__ = [
     "HiResCAM",
     "LayerCAM",
     "PeakResponse",
+    "PseudoMask",
     "ScoreCAM",
     "SmoothGradCAMpp",
     "XGradCAM",
+    "expected_map",
     "normalize_map",
     "temporal_max",
 ]

@@ -8,6 +8,8 @@ from wsl_zoo.methods.colocam import CoLoCAM
 from wsl_zoo.methods.cutmix import CutMix
 from wsl_zoo.methods.fcam import FCAM
 from wsl_zoo.methods.has import HaS
+from wsl_zoo.methods.maxmin import MaxMin
+from wsl_zoo.methods.minmax_entropy import MinMaxEntropy
 from wsl_zoo.methods.negev import NEGEV
 from wsl_zoo.methods.nlccam import NLCCAM
 from wsl_zoo.methods.sat import SAT
@@ -32,6 +34,8 @@ __all__ = [
     "CoLoCAM",
     "CutMix",
     "HaS",
+    "MaxMin",
+    "MinMaxEntropy",
     "SupervisedUNet",
     "ZooModule",
 ]

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any
+from dataclasses import replace
+from typing import Any, ClassVar
 
 import torch
 from pytorch_lightning import LightningModule
@@ -21,6 +22,8 @@ class Evaluated(LightningModule):
     """The evaluation part of `ZooModule`: wires metrics by what a batch holds."""
 
     num_classes: int
+    fixed_threshold: ClassVar[float | None] = None
+    """Threshold of maps by definition of the method; None: it is chosen on validation."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -53,7 +56,8 @@ class Evaluated(LightningModule):
 
     def on_validation_start(self) -> None:
         """Make the metrics anew."""
-        self._start_metrics("val")
+        fixed = self.fixed_threshold
+        self._start_metrics("val", None if fixed is None else Thresholds(pixels=fixed))
 
     def validation_step(self, batch: Batch, batch_idx: int, dataloader_idx: int = 0) -> None:
         """Update the metrics of the validation split."""
@@ -97,7 +101,7 @@ class Evaluated(LightningModule):
         for name in self._split_names("val"):
             values, thresholds = self.metrics[name].compute()
             if thresholds.map is not None:
-                chosen[name] = thresholds
+                chosen[name] = self._with_fixed(thresholds)
             self._log_metrics(name, values)
         if chosen and not self.trainer.sanity_checking:
             # The same split that `best_loc` is chosen on, else the first that has a threshold.
@@ -108,7 +112,11 @@ class Evaluated(LightningModule):
 
     def on_test_start(self) -> None:
         """Make the metrics anew: the thresholds came with the checkpoint, after `setup`."""
-        self._start_metrics("test", self.thresholds)
+        self._start_metrics("test", self._with_fixed(self.thresholds))
+
+    def _with_fixed(self, thresholds: Thresholds) -> Thresholds:
+        fixed = self.fixed_threshold
+        return thresholds if fixed is None else replace(thresholds, pixels=fixed)
 
     def on_test_epoch_end(self) -> None:
         """Log the metrics."""
@@ -149,8 +157,8 @@ class Evaluated(LightningModule):
 
     @property
     def chosen_threshold(self) -> float | None:
-        """Threshold of maps chosen on validation; None before one with ground truth."""
-        return self.thresholds.map
+        """Threshold of maps, fixed or chosen on validation; None before one with ground truth."""
+        return self._with_fixed(self.thresholds).map
 
     @property
     def map_threshold(self) -> float:

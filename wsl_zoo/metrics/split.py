@@ -96,7 +96,7 @@ def _pixels(threshold: float | None) -> MetricCollection:
         metrics["dice"] = DiceAtThreshold(threshold)
         metrics["dice_bg"] = DiceAtThreshold(threshold, "background")
         metrics["image_dice"] = ImageDice(threshold)
-        metrics["image_dice_bg"] = ImageDice(threshold, "background")
+        metrics["image_dice_bg"] = ImageDice(threshold, "background", empty="truth")
         metrics["image_dice_present"] = ImageDice(threshold, empty="truth")
     return MetricCollection(metrics)
 
