@@ -248,7 +248,7 @@ def test_a_crop_larger_than_the_image_is_refused():
         Augment(24)(sample, 0)
     assert Augment(20)(sample, 0).image.shape == (20, 20, 3)
     assert Augment([18, 31])(sample, 0).image.shape == (18, 31, 3)
-    with pytest.raises(ValueError, match="crop 31x21 from small.png of 31x20"):
+    with pytest.raises(ValueError, match=r"crop 31x21 from small.png of 31x20"):
         Augment([21, 31])(sample, 0)
 
 
