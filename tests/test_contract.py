@@ -75,6 +75,7 @@ def test_loss_terms_are_finite_and_sum_to_the_total(name, case, tmp_path, dtype)
     logged = dict(totals)
     total = total.detach()
     assert logged.pop("train/loss") == float(total)
+    assert 0 <= logged.pop("train/acc", 0.0) <= 1
     assert logged
     assert all(key.startswith("train/") for key in logged)
     assert torch.isfinite(total)

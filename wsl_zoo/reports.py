@@ -113,7 +113,7 @@ def collect(root: Path) -> pd.DataFrame:
     import pandas as pd
 
     rows = []
-    for folder, job in _runs(root, RESULTS):
+    for folder, job in runs_below(root, RESULTS):
         name = folder.relative_to(root).as_posix()
         cells = job.get("cells", {"method": root.resolve().name if name == "." else name})
         rows += [
@@ -127,7 +127,7 @@ def collect(root: Path) -> pd.DataFrame:
     return pd.DataFrame(rows)
 
 
-def _runs(root: Path, file: str) -> list[tuple[Path, dict[str, Any]]]:
+def runs_below(root: Path, file: str) -> list[tuple[Path, dict[str, Any]]]:
     """Folders below one that hold a file, with their jobs, methods as in the pipeline's file."""
     runs = []
     for folder in sorted(path.parent for path in root.rglob(file)):
@@ -222,7 +222,7 @@ def _mean_curves(root: Path, file: str, column: str) -> dict[str, tuple[Any, Any
     import pandas as pd
 
     found: dict[str, list[pd.DataFrame]] = {}
-    for folder, job in _runs(root, JOB):
+    for folder, job in runs_below(root, JOB):
         path = folder / "curves" / file
         if path.is_file():
             found.setdefault(job["cells"]["method"], []).append(pd.read_csv(path))

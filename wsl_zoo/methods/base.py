@@ -262,14 +262,18 @@ class ZooModule(Evaluated, ABC):
         self._scheduled = max(self._scheduled, epochs)
 
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
-        """Return the sum of the loss terms; log each as `train/<term>`."""
+        """Return the sum of the loss terms; log each as `train/<term>`, and `train/acc`.
+
+        That is the accuracy of the batches as training sees them: augmented, mixed, masked.
+        """
         # What a step draws depends on (seed, epoch, step, process): a resumed run equals an
         # unbroken one, and processes differ.
         torch.manual_seed(
             stable_seed(self.hparams["seed"], self.current_epoch, batch_idx, self.global_rank)
         )
         batch = self.prepare_batch(batch)
-        terms = self.loss(batch, self(batch))
+        output = self(batch)
+        terms = self.loss(batch, output)
         total = torch.stack([term.float() for term in terms.values()]).sum()
         # Looking at the value makes an accelerator wait, so there it is done now and then.
         due = total.device.type == "cpu" or batch_idx % LOOK_AT_LOSS == 0
@@ -281,6 +285,9 @@ class ZooModule(Evaluated, ABC):
             )
         size = len(batch["index"])
         values = {f"train/{name}": value.detach() for name, value in terms.items()}
+        if output.logits is not None and "label" in batch:
+            right = output.logits.detach().argmax(dim=1) == batch["label"]
+            values["train/acc"] = right.float().mean()
         self.log_dict(
             values | {"train/loss": total.detach()},
             on_step=False,
