@@ -50,6 +50,7 @@ def draw(axes: Axes, method: str, found: pd.DataFrame) -> None:
         axes.fill_between(curve.index, low, high, color=color, alpha=0.2, linewidth=0)
     axes.set_title(method, fontsize=9)
     axes.set_xlabel("epoch")
+    axes.xaxis.get_major_locator().set_params(integer=True)
     axes.set_ylim(bottom=0)
     axes.grid(visible=True, alpha=0.3)
 
