@@ -113,7 +113,7 @@ class ZooDataModule(LightningDataModule, ABC):
     ) -> None:
         super().__init__()
         self.save_hyperparameters(logger=False)
-        self.size = height_and_width(image_size)
+        self.eval_size = height_and_width(image_size)
         """(height, width) of what the network sees."""
         self.train_size = height_and_width(train_resize or image_size)
         """(height, width) of training images before the crop."""
@@ -285,7 +285,7 @@ class ZooDataModule(LightningDataModule, ABC):
         train = split == "train"
         return ZooDataset(
             self.sources[split],
-            self.train_size if train else self.size,
+            self.train_size if train else self.eval_size,
             self.augment if train else None,
             **self.dataset_options(split),
         )
@@ -312,7 +312,7 @@ class ZooDataModule(LightningDataModule, ABC):
             split: The split.
             only: Positions of the samples to load; None: all.
         """
-        dataset = ZooDataset(self.sources[split], self.size, annotations=False, only=only)
+        dataset = ZooDataset(self.sources[split], self.eval_size, annotations=False, only=only)
         return self._loader(dataset, train=False)
 
     def drawn(self, epochs: int) -> Sequence[int]:
@@ -364,7 +364,7 @@ class ZooDataModule(LightningDataModule, ABC):
         """Return the loader of `predict_images`, or those of the test splits."""
         if self.predict_images is None:
             return [self.whole_images(name) for name in self.split_names("test")]
-        dataset = ZooDataset(self.predict_source(), self.size, annotations=False)
+        dataset = ZooDataset(self.predict_source(), self.eval_size, annotations=False)
         return [self._loader(dataset, train=False)]
 
     def preprocessing(self) -> dict[str, Any]:
