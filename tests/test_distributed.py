@@ -57,7 +57,8 @@ def test_two_processes(name, tmp_path):
     single = one.validate(model, case.data(val=7), verbose=False)[0]
     assert single.keys() == distributed.keys()
     for key, value in distributed.items():
-        assert float(value) == single[key], key
+        # Other batches, other roundings: a pixel may fall on the other side of a fixed threshold.
+        assert float(value) == pytest.approx(single[key], abs=5e-4), key
 
 
 class Groups(Callback):
