@@ -35,6 +35,7 @@ from wsl_zoo.cams.pseudo_mask import upsample
 from wsl_zoo.losses import SizeConstraint, negative_entropy, uniform_cross_entropy
 from wsl_zoo.losses.size import areas
 from wsl_zoo.methods.localizer import Localizer
+from wsl_zoo.methods.negatives import mean_over, negative_class
 from wsl_zoo.types import Batch, Output
 
 Variant = Literal["glas", "camelyon16", "camelyon16_full"]
@@ -135,14 +136,10 @@ class MaxMin(Localizer):
             ValueError: It has none.
         """
         super().setup(stage)
-        data = getattr(self.trainer, "datamodule", None)
-        self.negative_class = getattr(data, "negative_class", None)
         variant = self.hparams["variant"]
-        if stage == "fit" and variant != "glas" and self.negative_class is None:
-            raise ValueError(
-                f"variant={variant!r}: {type(data).__name__} has no class without a region "
-                "(of your own images, name it with data.negatives)"
-            )
+        required = f"variant={variant!r}" if stage == "fit" and variant != "glas" else None
+        data = getattr(self.trainer, "datamodule", None)
+        self.negative_class = negative_class(data, required)
 
     def forward(self, batch: Batch) -> Output:
         """Return `logits` (B, K) and the raw `map` (B, 1, h, w).
@@ -210,8 +207,3 @@ class MaxMin(Localizer):
             area = area[:, :1]
         sizes: Tensor = self.size.barrier(-area).sum(dim=1)
         return sizes
-
-
-def mean_over(values: Tensor, chosen: Tensor) -> Tensor:
-    """Return the mean of those chosen of (B,) values; 0 with a graph of none."""
-    return torch.where(chosen, values, 0.0).sum() / chosen.sum().clamp(min=1)

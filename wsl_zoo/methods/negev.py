@@ -24,6 +24,7 @@ from torch.nn import functional as F
 
 from wsl_zoo.losses import SEED_IGNORE
 from wsl_zoo.methods.fcam import FCAM, Sampler
+from wsl_zoo.methods.negatives import mean_over, negative_class
 from wsl_zoo.types import Batch, Output
 
 
@@ -77,15 +78,10 @@ class NEGEV(FCAM):
             ValueError: It has none, but `negatives=True`.
         """
         super().setup(stage)
-        data = getattr(self.trainer, "datamodule", None)
         wanted = self.hparams["negatives"]
-        if wanted is not False:
-            self.negative_class = getattr(data, "negative_class", None)
-        if stage == "fit" and wanted and self.negative_class is None:
-            raise ValueError(
-                f"negatives=True: {type(data).__name__} has no class without a region "
-                "(of your own images, name it with data.negatives)"
-            )
+        data = getattr(self.trainer, "datamodule", None)
+        found = negative_class(data, "negatives=True" if stage == "fit" and wanted else None)
+        self.negative_class = None if wanted is False else found
 
     def is_negative(self, batch: Batch) -> Tensor:
         """Return which images are background all over, (B,) bool."""
@@ -117,5 +113,4 @@ def negative_loss(logits: Tensor, negative: Tensor) -> Tensor:
         negative: (B,) bool.
     """
     per_image = F.softplus(logits[:, 1] - logits[:, 0]).mean(dim=(1, 2))
-    chosen = torch.where(negative, per_image, 0.0)
-    return chosen.sum() / negative.sum().clamp(min=1)
+    return mean_over(per_image, negative)
