@@ -22,16 +22,17 @@ OUTER = {
     "export",
     "hub",
 }  # cli is above
-INNER = {"types"} | MIDDLE
+INNER = {"types", "files"} | MIDDLE
 BELOW_CLI = INNER | {"schedules", "prediction", "checkpoints", "methods", "pictures"} | OUTER
 
 # Part of the package -> the parts that it may import besides itself and `catalogue`.
 ALLOWED: dict[str, set[str]] = {
     "catalogue": set(),
     "types": set(),
-    **{part: {"types"} for part in MIDDLE},
-    "networks": {"types", "heads"},
-    "pictures": {"types", "metrics"},
+    "files": set(),
+    **{part: {"types", "files"} for part in MIDDLE},
+    "networks": {"types", "files", "heads"},
+    "pictures": {"types", "files", "metrics"},
     "schedules": set(),
     "prediction": INNER,
     "checkpoints": set(),

@@ -61,6 +61,9 @@ class BestCheckpoint(ModelCheckpoint):
             select = getattr(data, "selection", None)
             chosen = select() if select is not None else {"cl": "val/acc"}
             self.monitor = chosen.get(self.kind)
+            judge = getattr(pl_module, "judge", None)
+            if self.kind == "loc" and self.monitor is not None and judge is not None:
+                self.monitor = f"{self.monitor.partition('/')[0]}/{judge}"
             if self.kind.startswith("loc_") and self.monitor is None:
                 raise ValueError(f"kind={self.kind!r}: the data have only {', '.join(chosen)}")
         super().setup(trainer, pl_module, stage)

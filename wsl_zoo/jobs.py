@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 from wsl_zoo import reports
+from wsl_zoo.files import write_text
 
 
 @dataclass(frozen=True)
@@ -28,6 +29,8 @@ class Job:
         args: Arguments of its `fit`.
         inputs: Reference in `args` -> the checkpoint of another run that it stands for.
         order: Place of its method in the pipeline's file, and so in the table.
+        rounds: Options of rounds of active learning, of many fits (see `wsl_zoo.rounds`); None: one
+            fit.
     """
 
     root: Path
@@ -36,6 +39,7 @@ class Job:
     args: list[str]
     inputs: Mapping[str, Path] = field(default_factory=dict)
     order: int = 0
+    rounds: Mapping[str, Any] | None = None
 
     @property
     def needs(self) -> set[Path]:
@@ -54,6 +58,11 @@ def is_finished(job: Job) -> bool:
         raise ValueError(
             f"{job.folder} was run with other arguments:\n  then: {shlex.join(before['args'])}\n"
             f"  now:  {shlex.join(job.args)}\nChoose another output, or remove the folder."
+        )
+    if before.get("rounds", job.rounds) != job.rounds:
+        raise ValueError(
+            f"{job.folder} was run with other rounds:\n  then: {before['rounds']}\n"
+            f"  now:  {job.rounds}\nChoose another output, or remove the folder."
         )
     for reference, digest in before.get("inputs", {}).items():
         folder = job.inputs[reference].parents[1]
@@ -86,21 +95,52 @@ def execute(job: Job) -> bool:
         args = [arg.replace(reference, str(path)) for arg in args]
         digests[reference] = _digest(path)
     state = {"cells": job.cells, "order": job.order, "args": job.args, "inputs": digests}
+    state |= {} if job.rounds is None else {"rounds": job.rounds}
     job.folder.mkdir(parents=True, exist_ok=True)
     _write(job, state | {"finished": False})
-    command = [sys.executable, "-m", "wsl_zoo", "fit", *args, "--run_dir", str(job.folder)]
-    checkpoints = job.folder / "checkpoints"
+    log = job.folder / "log.txt"
+    if job.rounds is None:
+        fit(args, job.folder, log)
+    else:
+        from wsl_zoo.rounds import Procedure, Rounds  # which starts fits as here
+
+        rounds = Rounds.from_mapping(job.rounds)
+        Procedure(job.folder, args, rounds, int(job.cells["seed"]), log).run()
+    _write(job, state | {"finished": True})
+    return True
+
+
+def fit(args: Sequence[str], folder: Path, log: Path) -> None:
+    """Run `wsl-zoo fit` in a folder; go on from the last checkpoint of a run that was stopped.
+
+    Raises:
+        RuntimeError: It failed.
+    """
+    command = ["fit", *args, "--run_dir", str(folder)]
+    checkpoints = folder / "checkpoints"
     if (checkpoints / "last.ckpt").is_file():
         command += ["--ckpt_path", str(checkpoints / "last.ckpt")]
     elif checkpoints.is_dir():  # killed in its first epoch: nothing to go on from
         shutil.rmtree(checkpoints)
-    log = job.folder / "log.txt"
-    status = launch(command, log)
+    run_module("wsl_zoo", command, folder, log)
+
+
+def run_module(module: str, args: Sequence[str], folder: Path, log: Path) -> None:
+    """Run `python -m module` with its output in a file.
+
+    Args:
+        module: Dotted name.
+        args: Its arguments.
+        folder: What it works on, for the message.
+        log: The file, appended to.
+
+    Raises:
+        RuntimeError: It failed.
+    """
+    status = launch([sys.executable, "-m", module, *args], log)
     if status:
         tail = "\n".join(log.read_text(encoding="utf-8", errors="replace").splitlines()[-15:])
-        raise RuntimeError(f"{job.folder} failed (exit {status}); {log} ends:\n{tail}")
-    _write(job, state | {"finished": True})
-    return True
+        raise RuntimeError(f"{folder} failed (exit {status}); {log} ends:\n{tail}")
 
 
 def execute_all(jobs: Sequence[Job]) -> tuple[list[Path], list[Path]]:
@@ -176,6 +216,4 @@ def _record(folder: Path) -> dict[str, Any]:
 
 
 def _write(job: Job, record: Mapping[str, Any]) -> None:
-    partial = job.folder / f".{reports.JOB}.partial"
-    partial.write_text(json.dumps(record, indent=1), encoding="utf-8")
-    partial.replace(job.folder / reports.JOB)
+    write_text(job.folder / reports.JOB, json.dumps(record, indent=1))

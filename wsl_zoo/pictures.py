@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 
 import matplotlib
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont
+
+from wsl_zoo.files import write_whole
 
 TRUTH = (60, 220, 90)
 PREDICTED = (255, 70, 60)
@@ -119,8 +122,4 @@ def _scaled(picture: np.ndarray, height: int) -> np.ndarray:
 
 def save(picture: np.ndarray, path: Path) -> Path:
     """Write a picture (H, W, 3) uint8 whole or not at all; make its folder."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_name(f".{path.name}.partial")
-    Image.fromarray(picture).save(partial, format="PNG")
-    partial.replace(path)
-    return path
+    return write_whole(path, partial(Image.fromarray(picture).save, format="PNG"))

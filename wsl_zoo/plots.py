@@ -6,10 +6,12 @@ matplotlib is imported where it is needed, without pyplot's state, so that a lis
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
+
+from wsl_zoo.files import write_whole
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -30,15 +32,6 @@ STYLES = ("-", "--", ":", "-.")
 def percent(value: float) -> str:
     """Format a fraction as percent with two decimals."""
     return f"{100 * value:.2f}"
-
-
-def write_whole(path: Path, write: Callable[[Path], object]) -> Path:
-    """Write a file whole or not at all; make its folder."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    unfinished = path.with_name(f".{path.name}.partial")
-    write(unfinished)
-    unfinished.replace(path)
-    return path
 
 
 def draw_curves(

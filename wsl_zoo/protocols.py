@@ -13,10 +13,14 @@
         test: [best_loc]              # []: none
         model.classifier: "{CAM:best_cl}"
         model.seeder: "{CAM:best_loc}"  # best_cl where CAM had nothing to select best_loc by
+      random:                         # rounds of active learning, of many fits: `wsl_zoo.rounds`
+        config: active/glas
+        rounds: {count: 25, initial: 8, budget: 2}
 
 A run that finished is skipped, one that was killed goes on from its last checkpoint, one that was
 run with other options, or from checkpoints that were made anew since, is refused. Further
-command-line arguments go to every run; `--F-CAM:model.lr 0.1` goes to those of one method.
+command-line arguments go to every run; `--F-CAM:model.lr 0.1` goes to those of one method. Rounds
+are options as well: `--rounds.count 3`.
 """
 
 from __future__ import annotations
@@ -74,6 +78,9 @@ def read_pipeline(path: Path, extra: Sequence[str] = ()) -> list[Job]:
         for fold, seed in product(file.get("folds") or [None], file.get("seeds") or [0]):
             args = ["--config", str(config), "--seed_everything", str(seed), "--then_test", tests]
             args += [*([] if fold is None else ["--data.fold", str(fold)]), *own[method]]
+            rounds = methods[method].get("rounds")
+            if rounds is not None:
+                args, rounds = _rounds(f"{path}: method {method!r}", args, rounds)
             cells = {"seed": seed} | ({} if fold is None else {"fold": fold})
             place = Path(*(f"{key}{value}" for key, value in cells.items()))
             inputs = {
@@ -81,14 +88,42 @@ def read_pipeline(path: Path, extra: Sequence[str] = ()) -> list[Job]:
                 for reference, source, name in references[method]
             }
             cells = {"method": method, **cells}
-            jobs.append(Job(root, root / method / place, cells, args, inputs, order))
+            jobs.append(Job(root, root / method / place, cells, args, inputs, order, rounds))
     return jobs
 
 
 def _arguments(options: Mapping[str, Any]) -> Iterator[str]:
     for key, value in options.items():
-        if key not in {"config", "test"}:
+        if key not in {"config", "test", "rounds"}:
             yield from (f"--{key}", value if isinstance(value, str) else json.dumps(value))
+
+
+def _rounds(
+    what: str, args: Sequence[str], options: Mapping[str, Any]
+) -> tuple[list[str], dict[str, Any]]:
+    """Split arguments into those of each fit and the options of rounds.
+
+    Raises:
+        ValueError: There is no such option, or it is out of its range.
+    """
+    from wsl_zoo.rounds import Rounds
+
+    rest, found = [], dict(options)
+    queue = list(args)
+    while queue:
+        option, given, value = queue.pop(0).partition("=")
+        if option.startswith("--rounds."):
+            value = value if given or not queue else queue.pop(0)
+            found[option.removeprefix("--rounds.")] = yaml.safe_load(value)
+        elif option == "--then_test":  # a model of one round is tested in its phase `judge`
+            queue.pop(0)
+        else:
+            rest.append(option + given + value)
+    try:
+        Rounds.from_mapping(found)
+    except ValueError as error:
+        raise ValueError(f"{what}: {error}") from error
+    return rest, found
 
 
 def _share(extra: Sequence[str], methods: Collection[str]) -> dict[str, list[str]]:

@@ -13,12 +13,12 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
+from wsl_zoo.files import write_whole
 from wsl_zoo.plots import (
     draw_curves,
     draw_selection,
     draw_sensitivity,
     percent,
-    write_whole,
 )
 
 if TYPE_CHECKING:  # each is imported where it is needed, so that a listing stays quick

@@ -33,6 +33,8 @@ class Batch(TypedDict, total=False):
     """(B, H, W) uint8: 1 foreground, 0 background, 255 ignored."""
     has_mask: Tensor
     """(B,) bool: False where the image has no mask (its `mask` is all 255)."""
+    pseudo: Tensor
+    """(B,) bool: True where a model drew the mask, False where an annotator did."""
     boxes: list[Tensor]
     """B tensors (n, 4) float64 xyxy, in pixels of the evaluation size, untruncated; n may be 0."""
     valid: Tensor

@@ -20,6 +20,7 @@ from torch.utils.data import DataLoader
 
 from wsl_zoo.data.dataset import RecordSource, Source, ZooDataset
 from wsl_zoo.data.manifest import DataError, Record, Verify, validate
+from wsl_zoo.data.masks import MaskedSource, image_names, read_masks
 from wsl_zoo.data.metadata import annotate
 from wsl_zoo.data.samplers import ResumableLoader, SeededSampler, trainer_position
 from wsl_zoo.data.transforms import (
@@ -82,6 +83,8 @@ class ZooDataModule(LightningDataModule, ABC):
         predict_images: Folder of images, or one image, for `predict`; default: the test splits.
         val_roots: Metadata folders with pseudo-boxes by name (see `data/metadata.py`). Each adds a
             validation split `val_<name>`: those images of the first one that it has boxes of.
+        mask_table: Table of the training images to use and the masks that stand for their own, as
+            rounds of active learning write it (see `data/masks.py`); None: all, with their own.
         seed: Fixes order and augmentation, with the epoch and the sample.
     """
 
@@ -109,6 +112,7 @@ class ZooDataModule(LightningDataModule, ABC):
         verify: Verify = "auto",
         predict_images: str | None = None,
         val_roots: dict[str, str] | None = None,
+        mask_table: str | None = None,
         seed: int = 0,
     ) -> None:
         super().__init__()
@@ -143,6 +147,7 @@ class ZooDataModule(LightningDataModule, ABC):
         self.verify: Verify = verify
         self.predict_images = predict_images
         self.val_roots = val_roots or {}
+        self.mask_table = None if mask_table is None else Path(mask_table)
         self.seed = seed
         self.cams: Tensor | None = None
         """Class maps (N, h, w) in [0, 1] of the training images, which a method may set before the
@@ -204,7 +209,16 @@ class ZooDataModule(LightningDataModule, ABC):
                 else split
                 for name, split in splits.items()
             }
+            if self.mask_table is not None:
+                source = self._sources["train"]
+                names = self.image_names(source)
+                masks = read_masks(self.mask_table, names)
+                self._sources["train"] = MaskedSource(source, names, masks)
         return self._sources
+
+    def image_names(self, source: Source) -> list[str]:
+        """Return what tables of masks call the samples of a source; see `data/masks.py`."""
+        return image_names(source, getattr(self, "root", None))
 
     def _pseudo_annotated(
         self, names: list[str], records: Mapping[str, Sequence[Record]], problems: list[str]

@@ -161,6 +161,8 @@ class ZooDataset(Dataset[dict[str, Any]]):
             item["raw"] = torch.from_numpy(np.ascontiguousarray(sample.raw.transpose(2, 0, 1)))
         if sample.cam is not None:
             item["cam"] = torch.from_numpy(np.ascontiguousarray(sample.cam))
+        if sample.pseudo is not None:
+            item["pseudo"] = sample.pseudo
         if self.has_masks:
             mask = sample.mask
             shape = sample.image.shape[:2]

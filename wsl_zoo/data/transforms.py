@@ -43,6 +43,7 @@ class Sample:
         size: (height, width) before any resizing.
         cam: (H, W) float32 in [0, 1], a class map that follows the geometry of the image, or None.
         raw: (H, W, 3) uint8, the image without the jitter of its colours; None: `image` has none.
+        pseudo: Whether a model drew the mask; None: nothing is told of it.
     """
 
     image: np.ndarray
@@ -54,6 +55,7 @@ class Sample:
     size: tuple[int, int] = (0, 0)
     cam: np.ndarray | None = None
     raw: np.ndarray | None = None
+    pseudo: bool | None = None
 
 
 def height_and_width(size: int | Sequence[int]) -> tuple[int, int]:

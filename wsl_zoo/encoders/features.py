@@ -18,6 +18,7 @@ from torch import Tensor
 
 from wsl_zoo import __version__
 from wsl_zoo.encoders.timm import Encoder
+from wsl_zoo.files import write_whole
 
 
 class FeatureCache:
@@ -77,14 +78,12 @@ class FeatureCache:
 
 
 def _write(file: Path | None, final: Tensor) -> None:
-    """Write a map whole or not at all."""
+    """Write a map, if it is to be kept in a file."""
     if file is None:
         return
-    file.parent.mkdir(parents=True, exist_ok=True)
-    partial = file.with_name(f".{file.stem}.{os.getpid()}.partial")
-    try:
-        with partial.open("wb") as target:
+
+    def save(path: Path) -> None:
+        with path.open("wb") as target:
             np.save(target, final.numpy())
-        partial.replace(file)
-    finally:
-        partial.unlink(missing_ok=True)
+
+    write_whole(file, save)

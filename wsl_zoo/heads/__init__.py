@@ -1,6 +1,7 @@
 """Heads: what turns the features of an encoder into logits and maps."""
 
 from wsl_zoo.heads.decoder import UNetDecoder
+from wsl_zoo.heads.image_path import ImagePathDecoder
 from wsl_zoo.heads.mil import AttentionMIL
 from wsl_zoo.heads.peaks import PRM
 from wsl_zoo.heads.pooling import GAP, WGAP, WILDCAT, LogSumExp, MaxPool, PoolingHead
@@ -11,6 +12,7 @@ __all__ = [
     "WGAP",
     "WILDCAT",
     "AttentionMIL",
+    "ImagePathDecoder",
     "LogSumExp",
     "MaxPool",
     "PoolingHead",

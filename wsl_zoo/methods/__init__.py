@@ -1,6 +1,7 @@
 """The methods of the zoo: one file per paper, each a LightningModule over a timm encoder."""
 
 from wsl_zoo.methods.acol import ACoL
+from wsl_zoo.methods.active import ActiveWeakAnnotator
 from wsl_zoo.methods.adl import ADL
 from wsl_zoo.methods.base import ZooModule
 from wsl_zoo.methods.cam import CAMClassifier
@@ -30,6 +31,7 @@ __all__ = [
     "TCAM",
     "TSCAM",
     "ACoL",
+    "ActiveWeakAnnotator",
     "CAMClassifier",
     "CoLoCAM",
     "CutMix",

@@ -24,6 +24,8 @@ class Evaluated(LightningModule):
     num_classes: int
     fixed_threshold: ClassVar[float | None] = None
     """Threshold of maps by definition of the method; None: it is chosen on validation."""
+    judge: ClassVar[str | None] = None
+    """Metric that `best_loc` is chosen by; None: the data module says (`selection`)."""
 
     def __init__(self) -> None:
         super().__init__()

@@ -20,7 +20,7 @@ the global one.
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from typing import Any, ClassVar, Literal
 
 import torch
@@ -34,34 +34,21 @@ from wsl_zoo.data.transforms import denormalize, normalize
 from wsl_zoo.heads import UNetDecoder
 from wsl_zoo.losses import SAMPLERS, DenseCRF, SizeConstraint, pixel_entropy, seed_loss
 from wsl_zoo.methods.base import ZooModule
-from wsl_zoo.methods.cam import HEADS, CAMClassifier, Head, Map, build
+from wsl_zoo.methods.cam import CAMClassifier, Map, build
+from wsl_zoo.methods.stage2 import SecondStage
 from wsl_zoo.types import Batch, Output, Target
 
-SAME_AS_STAGE_1 = (
-    "encoder",
-    "in_chans",
-    "stride",
-    "stride_mode",
-    "form",
-    "img_size",
-    "head",
-    "head_args",
-)
 Sampler = Literal["threshold", "probability", "probability_negative_area", "uniform", "weighted"]
 
 
-class FCAM(ZooModule):
+class FCAM(SecondStage):
     """Frozen classifier and a decoder trained on pixels drawn from its class maps.
 
     Defaults are those of CUB with a ResNet-50: SGD at a constant rate of 0.01, 50 epochs, batches
     of 32. Encoder and head must be those of stage 1 (`encoder`, `stride`, `head`, ...).
 
     Args:
-        classifier: Checkpoint of a `CAMClassifier` (or HaS, CutMix, ...): the encoder and head.
-            Read when training starts, as `seeder` is; a trained checkpoint needs neither.
         seeder: Checkpoint whose class maps seed: any method of the zoo. None: `classifier`.
-        head: Pooling head of the classifier; see `CAMClassifier`.
-        head_args: Its arguments.
         cam: Which map the seeder reads, as of `CAMClassifier`; None: the one it was trained with.
         cam_layer: Layer that it is read at; goes with `cam`.
         cam_args: Arguments of the map; go with `cam`.
@@ -81,13 +68,12 @@ class FCAM(ZooModule):
             `{"crf": [5, -1]}`.
         self_training_epoch: From this epoch on (from 1), seeds come from the map of the best
             decoder so far (`best_loc`, else `best_cl`). None: never.
-        freeze_classifier: Hold encoder and head; False adds the cross-entropy of classes, `ce`, and
-            trains both at the rates of `ZooModule`. The decoder never sends gradients to them.
         decoder_args: Arguments of `wsl_zoo.heads.UNetDecoder`.
         lr: Rate of the decoder.
         step_size: Epochs between two decays.
         min_lr: Floor of the rate.
-        **kwargs: See `ZooModule`.
+        **kwargs: See `SecondStage`; a classifier that is trained too (`freeze_classifier=False`)
+            adds the cross-entropy of classes, `ce`.
 
     Raises:
         ValueError: Unknown sampler, head, map or term.
@@ -98,10 +84,7 @@ class FCAM(ZooModule):
 
     def __init__(
         self,
-        classifier: str | None = None,
         seeder: str | None = None,
-        head: Head = "wgap",
-        head_args: dict[str, Any] | None = None,
         cam: Map | None = None,
         cam_layer: int | str = -1,
         cam_args: dict[str, Any] | None = None,
@@ -116,7 +99,6 @@ class FCAM(ZooModule):
         entropy_weight: float = 0.0,
         windows: dict[str, list[int]] | None = None,
         self_training_epoch: int | None = None,
-        freeze_classifier: bool = True,
         decoder_args: dict[str, Any] | None = None,
         lr: float = 0.01,
         step_size: int = 1000,
@@ -132,9 +114,6 @@ class FCAM(ZooModule):
             if term not in self.terms or len(window) != 2:
                 known = ", ".join(self.terms)
                 raise ValueError(f"windows={{{term!r}: {window}}}: give [first, last] for {known}")
-        self.head = build(
-            "head", HEADS, head, head_args, self.encoder.final_channels, self.num_classes
-        )
         self.decoder = UNetDecoder(
             self.encoder.channels, self.encoder.strides, **(decoder_args or {})
         )
@@ -146,59 +125,7 @@ class FCAM(ZooModule):
         self._best: list[nn.Module] = []
         self._best_of_epoch = -1
 
-    def frozen(self) -> Iterable[nn.Module]:
-        """Return encoder and head, unless they are trained."""
-        return [self.encoder, self.head] if self.hparams["freeze_classifier"] else []
-
-    def param_groups(self) -> list[dict[str, Any]]:
-        """Return the decoder, and the groups of the classifier if it is trained."""
-        decoder = list(self.decoder.parameters())
-        own = {id(p) for p in decoder}
-        groups = super().param_groups()
-        for group in groups:
-            group["params"] = [p for p in group["params"] if id(p) not in own]
-        first = {"name": "decoder", "params": decoder, "lr": self.hparams["lr"]}
-        return [first, *(group for group in groups if group["params"])]
-
     # Stage 1 -----------------------------------------------------------------------------------
-
-    def load_start_weights(self) -> None:
-        """Take encoder and head from the classifier of stage 1.
-
-        Raises:
-            ValueError: There is none, or it is another network.
-        """
-        path = self.hparams["classifier"]
-        if path is None:
-            raise ValueError(
-                f"{type(self).__name__} needs the classifier of stage 1: "
-                "--model.classifier runs/.../checkpoints/best_cl.ckpt"
-            )
-        source = load_checkpoint(path)
-        if not isinstance(source, CAMClassifier):
-            raise ValueError(f"classifier={path} holds a {type(source).__name__}: no CAMClassifier")
-        self._check_stage_1("classifier", path, source)
-        for name in SAME_AS_STAGE_1:
-            own, theirs = self.hparams[name], source.hparams[name]
-            if own != theirs:
-                raise ValueError(
-                    f"classifier={path} was trained with {name}={theirs!r}, this model has "
-                    f"{own!r}: set model.{name} to {theirs!r}"
-                )
-        if source.encoder.mean != self.encoder.mean or source.encoder.std != self.encoder.std:
-            raise ValueError(
-                f"classifier={path} saw images normalised with mean {source.encoder.mean} and std "
-                f"{source.encoder.std}, this model has {self.encoder.mean} and {self.encoder.std}"
-            )
-        self.encoder.load_state_dict(source.encoder.state_dict())
-        self.head.load_state_dict(source.head.state_dict())
-
-    def _check_stage_1(self, what: str, path: str, source: ZooModule) -> None:
-        if source.class_names != self.class_names:
-            raise ValueError(
-                f"{what}={path} knows the classes {', '.join(source.class_names)}, this model "
-                f"{', '.join(self.class_names)}"
-            )
 
     @property
     def seeder(self) -> ZooModule:
@@ -216,7 +143,7 @@ class FCAM(ZooModule):
                     "runs/.../checkpoints/best_loc.ckpt"
                 )
             source = load_checkpoint(path).to(self.device)
-            self._check_stage_1("seeder", path, source)
+            self.check_stage_1("seeder", path, source)
             if h["cam"] is not None:
                 if not isinstance(source, CAMClassifier):
                     raise ValueError(
@@ -324,11 +251,7 @@ class FCAM(ZooModule):
     def forward(self, batch: Batch) -> Output:
         """Return `logits` (B, K), `map` Z (B, 2, H, W), `final` and `pyramid` (detached)."""
         image = batch["image"]
-        learns = torch.is_grad_enabled() and not self.hparams["freeze_classifier"]
-        with torch.set_grad_enabled(learns):
-            final, levels = self.encoder(image)
-            logits = self.head(final)[0]
-        levels = [level.detach() for level in levels]
+        logits, final, levels = self.classify(image)
         return Output(
             logits=logits,
             map=self.decoder(levels, image.shape[-2:]),
@@ -358,7 +281,7 @@ class FCAM(ZooModule):
                 terms["size"] = h["size_weight"] * self.size(probabilities)
             if self._counts("entropy"):
                 terms["entropy"] = h["entropy_weight"] * pixel_entropy(probabilities)
-            if not h["freeze_classifier"]:
+            if not self.freezes:
                 terms["ce"] = F.cross_entropy(output.logits.float(), batch["label"])
             # Where all is off, the optimiser still needs a graph.
             return terms or {"seed": 0.0 * logits.sum()}
