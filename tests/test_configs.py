@@ -62,7 +62,8 @@ def tiny_config(name: str, folder: Path) -> Path:
         model[key] = value
     for key in ("stride", "stride_mode", "form", "img_size"):
         model.pop(key, None)
-    data = {"train": 8, "val": 8, "test": 8, "image_size": 48, "batch_size": 4}
+    small = 48 if "decoder_args" not in model else 96  # a decoder over levels that do not vanish
+    data = {"train": 8, "val": 8, "test": 8, "image_size": small, "batch_size": 4}
     augment = {"hflip", "vflip", "rotate90", "color_jitter", "cache"}
     data |= {k: v for k, v in config["data"]["init_args"].items() if k in augment}
     name = config["data"]["class_path"].rpartition(".")[2]
@@ -80,10 +81,13 @@ def tiny_config(name: str, folder: Path) -> Path:
     config["data"] = {"class_path": f"wsl_zoo.data.{kind}", "init_args": data}
     if "classifier" in model:
         names = getattr(wsl_zoo.data, kind)(**data).class_names
-        settings = {key: model[key] for key in ("encoder", "mean", "std") if key in model}
-        model["classifier"] = model["seeder"] = filled_classifier(
+        same = ("encoder", "mean", "std", "head", "head_args")
+        settings = {key: model[key] for key in same if key in model}
+        model["classifier"] = filled_classifier(
             folder, stride=None, num_classes=len(names), class_names=names, **settings
         )
+        if "seeder" in model:
+            model["seeder"] = model["classifier"]
     path = folder / "tiny.yaml"
     path.write_text(yaml.safe_dump(config), encoding="utf-8")
     return path

@@ -15,6 +15,9 @@ PACKAGE = Path(__file__).resolve().parents[1] / "wsl_zoo"
 MIDDLE = {"data", "encoders", "heads", "cams", "networks", "losses", "metrics"}
 OUTER = {
     "protocols",
+    "rounds",
+    "roundstate",
+    "annotate",
     "jobs",
     "callbacks",
     "reports",
@@ -22,7 +25,7 @@ OUTER = {
     "export",
     "hub",
 }  # cli is above
-INNER = {"types", "files"} | MIDDLE
+INNER = {"types", "files", "acquisition", "colors"} | MIDDLE
 BELOW_CLI = INNER | {"schedules", "prediction", "checkpoints", "methods", "pictures"} | OUTER
 
 # Part of the package -> the parts that it may import besides itself and `catalogue`.
@@ -30,6 +33,8 @@ ALLOWED: dict[str, set[str]] = {
     "catalogue": set(),
     "types": set(),
     "files": set(),
+    "acquisition": set(),
+    "colors": set(),
     **{part: {"types", "files"} for part in MIDDLE},
     "networks": {"types", "files", "heads"},
     "pictures": {"types", "files", "metrics"},
@@ -38,6 +43,7 @@ ALLOWED: dict[str, set[str]] = {
     "checkpoints": set(),
     "methods": INNER | {"prediction", "schedules", "checkpoints"},
     **{part: BELOW_CLI for part in OUTER},
+    "rounds": BELOW_CLI | {"arguments"},
     "arguments": BELOW_CLI,
     "cli": BELOW_CLI | {"arguments"},
     "demo": BELOW_CLI | {"arguments", "cli"},

@@ -108,6 +108,7 @@ class Annotator(LightningModule):
     ) -> None:
         super().__init__()
         self.model = model
+        self.encoder = model.encoder  # images are normalised for it
         self.data = data
         self.request = request
         self.names: dict[str, list[str]] = {}

@@ -146,6 +146,41 @@ def draw_selection(
     return _save(figure, path)
 
 
+def draw_learning(
+    lines: Mapping[str, tuple[Sequence[float], Sequence[Sequence[float]]]],
+    path: Path,
+    *,
+    levels: Mapping[str, Sequence[float]] | None = None,
+    title: str = "",
+    y: str = "Dice per image, %",
+) -> Path:
+    """Draw learning curves as PNG: mean and standard deviation of the runs of each method.
+
+    Args:
+        lines: Method -> numbers of annotated images, and per run the value at each.
+        path: Of the PNG, written whole or not at all.
+        levels: Method without rounds -> values of its runs, a horizontal line at their mean.
+        title: Above the plot.
+        y: What the values are, fractions.
+    """
+    figure, (ax,) = _panels(1, title)
+    names = [*lines, *(levels or {})]
+    style = {name: {"color": COLORS[i % len(COLORS)]} for i, name in enumerate(names)}
+    for name, (images, runs) in lines.items():
+        mean = [100 * sum(values) / len(values) for values in zip(*runs, strict=True)]
+        spread = [100 * _deviation(values) for values in zip(*runs, strict=True)]
+        low = [m - s for m, s in zip(mean, spread, strict=True)]
+        high = [m + s for m, s in zip(mean, spread, strict=True)]
+        ax.plot(images, mean, label=name, marker="o", markersize=4, **style[name])
+        ax.fill_between(images, low, high, alpha=0.15, linewidth=0, **style[name])
+    for name, values in (levels or {}).items():
+        mean = 100 * sum(values) / len(values)
+        ax.axhline(mean, linestyle="--", label=f"{name} ({mean:.1f})", **style[name])
+    _finish(ax, "", "images annotated by the oracle", y, columns=2)
+    ax.autoscale()
+    return _save(figure, path)
+
+
 def _deviation(values: Sequence[float]) -> float:
     """Standard deviation (n - 1); 0 of one value."""
     mean = sum(values) / len(values)

@@ -16,6 +16,7 @@ from rich.text import Text
 from wsl_zoo.files import write_whole
 from wsl_zoo.plots import (
     draw_curves,
+    draw_learning,
     draw_selection,
     draw_sensitivity,
     percent,
@@ -27,6 +28,7 @@ if TYPE_CHECKING:  # each is imported where it is needed, so that a listing stay
 
 RESULTS = "results.jsonl"
 JOB = "job.json"
+CURVE = "curve.csv"
 
 TITLES = {
     "acc": "accuracy",
@@ -38,6 +40,7 @@ TITLES = {
     "dice": "Dice (validation threshold)",
     "dice_bg": "background Dice (validation threshold)",
     "image_dice": "Dice per image (validation threshold)",
+    "image_dice_auc": "area under the learning curve of Dice per image",
     "image_dice_present": "Dice per image with a region (validation threshold)",
     "image_dice_bg": "background Dice per image (validation threshold)",
     "dice_oracle": "Dice (best threshold)",
@@ -180,6 +183,7 @@ def write_plots(root: Path, frame: pd.DataFrame) -> list[Path]:
     `selection_<split>.png`: PxAP (else MaxBoxAccV2) of each checkpoint, by method.
     `sensitivity_<split>.png`: foreground Dice (else BoxAcc of all contours at IoU 0.5) over the map
     threshold, by method, the mean of its runs at `best_loc`.
+    `learning_<split>.png`: of rounds of active learning, Dice per image over annotated images.
 
     Args:
         root: The folder, also of the plots.
@@ -214,7 +218,38 @@ def write_plots(root: Path, frame: pd.DataFrame) -> list[Path]:
                 path = root / f"sensitivity_{split}.png"
                 written.append(draw_sensitivity(lines, path, title=split, y=y))
             break
+        lines, levels = _learning(root, frame, f"{split}/image_dice")
+        if lines:
+            path = root / f"learning_{split}.png"
+            written.append(draw_learning(lines, path, levels=levels, title=split))
     return written
+
+
+def _learning(
+    root: Path, frame: pd.DataFrame, metric: str
+) -> tuple[dict[str, Any], dict[str, Any]]:
+    """Method -> learning curve over its runs, and method of one fit -> values of its runs.
+
+    Of a run that has fewer rounds than others of its method, those that all have are drawn.
+    """
+    import pandas as pd
+
+    found: dict[str, list[pd.DataFrame]] = {}
+    for folder, job in runs_below(root, CURVE):
+        curve = pd.read_csv(folder / CURVE)
+        if metric in curve:
+            found.setdefault(job["cells"]["method"], []).append(curve)
+    lines = {}
+    for method, curves in found.items():
+        rounds = min(map(len, curves))
+        runs = [curve[metric].tolist()[:rounds] for curve in curves]
+        lines[method] = (curves[0]["labelled"].tolist()[:rounds], runs)
+    once = {method for method, (images, _) in lines.items() if len(images) == 1}
+    levels = {method: [run[0] for run in lines[method][1]] for method in once}
+    for method, rows in frame.groupby("method", sort=False):
+        if method not in lines and metric in rows and rows[metric].notna().any():
+            levels[str(method)] = rows[metric].dropna().tolist()
+    return {m: line for m, line in lines.items() if m not in once}, levels
 
 
 def _mean_curves(root: Path, file: str, column: str) -> dict[str, tuple[Any, Any]]:

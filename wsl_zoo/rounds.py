@@ -36,10 +36,9 @@ import json
 import subprocess
 import sys
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, field, fields
 from functools import cached_property, partial
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 from urllib.parse import quote
 
 import numpy as np
@@ -55,105 +54,18 @@ from wsl_zoo.acquisition import (
     shuffled,
     take_per_class,
 )
+from wsl_zoo.arguments import value_of
 from wsl_zoo.checkpoints import read_checkpoint
 from wsl_zoo.colors import color_distances, color_histogram
 from wsl_zoo.data.dataset import stable_seed
 from wsl_zoo.data.masks import Drawn, write_masks
 from wsl_zoo.files import write_text, write_whole
 from wsl_zoo.jobs import fit, run_module
+from wsl_zoo.roundstate import Rounds, State
 
 STATE = "state.json"
-CURVE = "curve.csv"
 PHASES = ("label", "fit_0", "draw", "fit_1", "judge", "choose")
-Acquisition = Literal["random", "entropy", "mc_dropout", "core_set"]
-ACQUISITIONS = ("random", "entropy", "mc_dropout", "core_set")
-ALL = "all"
-
-
-@dataclass(frozen=True)
-class Rounds:
-    """Options of rounds; see the module.
-
-    Raises:
-        ValueError: One is out of its range.
-    """
-
-    count: int = 25
-    initial: int | Literal["all"] = 8
-    budget: int = 2
-    acquisition: Acquisition = "random"
-    neighbors: int | None = None
-    retrain: bool = True
-    protect: bool = True
-    passes: int = 50
-    published: bool = False
-
-    def __post_init__(self) -> None:
-        problems = [
-            f"{name}={getattr(self, name)!r} must be an integer >= {least}"
-            for name, least in (("count", 1), ("budget", 1), ("passes", 2))
-            if not isinstance(getattr(self, name), int) or getattr(self, name) < least
-        ]
-        if self.initial != ALL and (not isinstance(self.initial, int) or self.initial < 1):
-            problems.append(f'initial={self.initial!r} must be a positive integer or "all"')
-        if self.acquisition not in ACQUISITIONS:
-            problems.append(
-                f"acquisition={self.acquisition!r} must be one of {', '.join(ACQUISITIONS)}"
-            )
-        if self.neighbors is not None and (
-            not isinstance(self.neighbors, int) or self.neighbors < 1
-        ):
-            problems.append(f"neighbors={self.neighbors!r} must be a positive integer or null")
-        if problems:
-            raise ValueError(f"rounds: {'; '.join(problems)}")
-
-    @classmethod
-    def from_mapping(cls, options: Mapping[str, Any]) -> Rounds:
-        """Return what a pipeline's file says.
-
-        Raises:
-            ValueError: There is no such option, or it is out of its range.
-        """
-        known = [f.name for f in fields(cls)]
-        unknown = [key for key in options if key not in known]
-        if unknown:
-            raise ValueError(f"rounds: unknown key {unknown[0]!r}; there are: {', '.join(known)}")
-        return cls(**options)
-
-
-@dataclass
-class State:
-    """Where rounds are. Plain values; written whole before the next phase begins.
-
-    Attributes:
-        round: The round, from 0.
-        phase: The phase to come.
-        chosen: Images to ask the oracle for.
-        labelled: Image -> round in which the oracle drew its mask.
-        pseudo: Image -> its pseudo-mask, as the rounds before left it: `mask` (a file below the
-            run), `donor`, the annotated neighbour, and `round`.
-        pairs: Image -> donor, in this round.
-        judged: What phase `judge` found in this round.
-        rounds: What each round gave.
-    """
-
-    round: int = 0
-    phase: str = "label"
-    chosen: list[str] = field(default_factory=list)
-    labelled: dict[str, int] = field(default_factory=dict)
-    pseudo: dict[str, dict[str, Any]] = field(default_factory=dict)
-    pairs: dict[str, str] = field(default_factory=dict)
-    judged: dict[str, Any] = field(default_factory=dict)
-    rounds: list[dict[str, Any]] = field(default_factory=list)
-
-    @classmethod
-    def read(cls, path: Path) -> State:
-        """Return what stands in a file; the beginning, if there is none."""
-        return cls(**json.loads(path.read_text(encoding="utf-8"))) if path.is_file() else cls()
-
-    def write(self, path: Path) -> None:
-        """Write it whole or not at all."""
-        write_text(path, json.dumps(asdict(self), indent=1, sort_keys=True))
+COLUMNS = ("round", "labelled", "pseudo", "cycle", "threshold", "val/image_dice")
 
 
 class Procedure:
@@ -436,16 +348,37 @@ class Procedure:
         """Write the learning curve and the results."""
         self.tidy()
         rounds = self.state.rounds
-        columns = [key for key in rounds[0] if key != "chosen"]
+        columns = [*COLUMNS, *sorted(key for key in rounds[0] if key.startswith("test"))]
         lines = [",".join(columns)]
         lines += [",".join(str(entry[key]) for key in columns) for entry in rounds]
-        write_text(self.folder / CURVE, "\n".join(lines) + "\n")
-        metrics = {key: value for key, value in rounds[-1].items() if key.startswith("test")}
+        write_text(self.folder / reports.CURVE, "\n".join(lines) + "\n")
+        metrics = {key: rounds[-1][key] for key in columns if key.startswith("test")}
         for key in [key for key in metrics if key.endswith("/image_dice")]:
             curve = [entry[key] for entry in rounds]
             metrics[f"{key}_auc"] = area_under_curve(curve)
+        project = value_of("--wandb", self.args)
+        if project is not None:
+            log_curve(project, self.folder, columns, rounds, metrics)
         (self.folder / reports.RESULTS).unlink(missing_ok=True)
         reports.append_result(self.folder, {"checkpoint": "rounds", "metrics": metrics})
+
+
+def log_curve(
+    project: str,
+    folder: Path,
+    columns: Sequence[str],
+    rounds: Sequence[Mapping[str, Any]],
+    metrics: Mapping[str, float],
+) -> None:
+    """Log a learning curve and its area to Weights & Biases, as one run of the name of `folder`."""
+    import wandb
+
+    run = wandb.init(project=project, name=str(folder), dir=str(folder), group="rounds")
+    run.define_metric("*", step_metric="labelled")
+    for entry in rounds:
+        run.log({key: entry[key] for key in columns})
+    run.summary.update(metrics)
+    run.finish()
 
 
 def _file_of(name: str) -> str:

@@ -211,6 +211,10 @@ class ZooDataModule(LightningDataModule, ABC):
             }
             if self.mask_table is not None:
                 source = self._sources["train"]
+                if getattr(source, "shots", None) is not None:
+                    raise DataError(
+                        type(self).__name__, ["mask_table goes with images, not with videos"]
+                    )
                 names = self.image_names(source)
                 masks = read_masks(self.mask_table, names)
                 self._sources["train"] = MaskedSource(source, names, masks)
@@ -218,7 +222,14 @@ class ZooDataModule(LightningDataModule, ABC):
 
     def image_names(self, source: Source) -> list[str]:
         """Return what tables of masks call the samples of a source; see `data/masks.py`."""
-        return image_names(source, getattr(self, "root", None))
+        return image_names(source, self._images_root)
+
+    @property
+    def _images_root(self) -> Path | None:
+        """The folder that tables give paths of images below, if there is one."""
+        manifest: Path | None = getattr(self, "manifest", None)
+        root: Path | None = getattr(self, "root", None)
+        return root or (manifest.parent if manifest is not None else None)
 
     def _pseudo_annotated(
         self, names: list[str], records: Mapping[str, Sequence[Record]], problems: list[str]
@@ -246,9 +257,7 @@ class ZooDataModule(LightningDataModule, ABC):
 
     def _path_in_metadata(self, record: Record) -> str:
         """Return the path of an image as metadata files have it: relative to the images' root."""
-        manifest: Path | None = getattr(self, "manifest", None)
-        root: Path | None = getattr(self, "root", None)
-        root = root or (manifest.parent if manifest is not None else None)
+        root = self._images_root
         if root is None or not record.image.is_relative_to(root):
             return record.image.as_posix()
         return record.image.relative_to(root).as_posix()

@@ -90,7 +90,7 @@ def read_masks(path: Path, images: Sequence[str]) -> dict[str, Drawn]:
     """
     if not path.is_file():
         raise DataError(f"Masks {path}", ["there is no such table"])
-    with path.open(encoding="utf-8-sig", newline="") as file:
+    with path.open(encoding="utf-8-sig", errors="replace", newline="") as file:
         rows = csv.DictReader(file)
         if not set(COLUMNS) <= set(rows.fieldnames or ()):
             found = ", ".join(rows.fieldnames or ()) or "none"
@@ -98,8 +98,9 @@ def read_masks(path: Path, images: Sequence[str]) -> dict[str, Drawn]:
                 f"Masks {path}", [f"it needs the columns {', '.join(COLUMNS)}; found: {found}"]
             )
         known, drawn, problems = set(images), {}, []
-        for line, row in enumerate(rows, start=2):
-            image, mask = row["image"], path.parent / (row["mask"] or "")
+        for row in rows:
+            line, image = rows.line_num, row["image"]
+            mask = path.parent / (row["mask"] or "")
             if image not in known:
                 near = suggestion(image, images)
                 problems.append(f"line {line}: the training split has no image {image!r}{near}")

@@ -121,6 +121,7 @@ def resize(sample: Sample, size: tuple[int, int]) -> Sample:
         path=sample.path,
         size=sample.size,
         cam=None if sample.cam is None else resize_cam(sample.cam, size),
+        pseudo=sample.pseudo,
     )
 
 
@@ -221,6 +222,7 @@ class Augment:
             size=sample.size,
             cam=out["cam"] if sample.cam is not None else None,
             raw=out["raw"] if self.jitters else None,
+            pseudo=sample.pseudo,
         )
 
 

@@ -92,7 +92,7 @@ class ActiveWeakAnnotator(SecondStage):
         )
         options = {"dropout": dropout, "in_chans": self.encoder.in_chans} | (decoder_args or {})
         with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(decoder_seed)
+            torch.default_generator.manual_seed(decoder_seed)  # the CPU alone
             self.decoder: ImagePathDecoder = build(
                 "decoder", {"image_path": ImagePathDecoder}, "image_path", options,
                 self.encoder.channels,
