@@ -15,7 +15,8 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from wsl_zoo import reports
-from wsl_zoo.plots import COLORS, write_whole
+from wsl_zoo.files import write_whole
+from wsl_zoo.plots import COLORS
 
 
 def errors(folder: Path, split: str) -> pd.DataFrame:

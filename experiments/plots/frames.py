@@ -17,7 +17,8 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from wsl_zoo import reports
-from wsl_zoo.plots import COLORS, write_whole
+from wsl_zoo.files import write_whole
+from wsl_zoo.plots import COLORS
 
 OF_N = re.compile(r"(.+), n = (\d+)")
 
