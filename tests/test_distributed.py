@@ -15,12 +15,12 @@ from wsl_zoo.callbacks import BestCheckpoint, LastCheckpoint, PanelWriter, Resul
 
 
 class Dump(Callback):
-    """Writes each process's weights after training."""
+    """Writes each process's state as it is validated; schedules step after that."""
 
     def __init__(self, folder):
         self.folder = folder
 
-    def on_train_end(self, trainer, pl_module):
+    def on_validation_end(self, trainer, pl_module):
         torch.save(pl_module.state_dict(), self.folder / f"rank{trainer.global_rank}.pt")
 
 

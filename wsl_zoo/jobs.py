@@ -102,7 +102,8 @@ def execute(job: Job) -> bool:
     if job.rounds is None:
         fit(args, job.folder, log)
     else:
-        from wsl_zoo.rounds import Procedure, Rounds  # which starts fits as here
+        from wsl_zoo.rounds import Procedure  # which starts fits as here
+        from wsl_zoo.roundstate import Rounds
 
         rounds = Rounds.from_mapping(job.rounds)
         Procedure(job.folder, args, rounds, int(job.cells["seed"]), log).run()

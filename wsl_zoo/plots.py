@@ -165,17 +165,17 @@ def draw_learning(
     """
     figure, (ax,) = _panels(1, title)
     names = [*lines, *(levels or {})]
-    style = {name: {"color": COLORS[i % len(COLORS)]} for i, name in enumerate(names)}
+    color = {name: COLORS[i % len(COLORS)] for i, name in enumerate(names)}
     for name, (images, runs) in lines.items():
         mean = [100 * sum(values) / len(values) for values in zip(*runs, strict=True)]
         spread = [100 * _deviation(values) for values in zip(*runs, strict=True)]
         low = [m - s for m, s in zip(mean, spread, strict=True)]
         high = [m + s for m, s in zip(mean, spread, strict=True)]
-        ax.plot(images, mean, label=name, marker="o", markersize=4, **style[name])
-        ax.fill_between(images, low, high, alpha=0.15, linewidth=0, **style[name])
+        ax.plot(images, mean, label=name, marker="o", markersize=4, color=color[name])
+        ax.fill_between(images, low, high, alpha=0.15, linewidth=0, color=color[name])
     for name, values in (levels or {}).items():
-        mean = 100 * sum(values) / len(values)
-        ax.axhline(mean, linestyle="--", label=f"{name} ({mean:.1f})", **style[name])
+        level = 100 * sum(values) / len(values)
+        ax.axhline(level, linestyle="--", label=f"{name} ({level:.1f})", color=color[name])
     _finish(ax, "", "images annotated by the oracle", y, columns=2)
     ax.autoscale()
     return _save(figure, path)

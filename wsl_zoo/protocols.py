@@ -106,7 +106,7 @@ def _rounds(
     Raises:
         ValueError: There is no such option, or it is out of its range.
     """
-    from wsl_zoo.rounds import Rounds
+    from wsl_zoo.roundstate import Rounds
 
     rest, found = [], dict(options)
     queue = list(args)

@@ -246,9 +246,9 @@ def _learning(
         lines[method] = (curves[0]["labelled"].tolist()[:rounds], runs)
     once = {method for method, (images, _) in lines.items() if len(images) == 1}
     levels = {method: [run[0] for run in lines[method][1]] for method in once}
-    for method, rows in frame.groupby("method", sort=False):
-        if method not in lines and metric in rows and rows[metric].notna().any():
-            levels[str(method)] = rows[metric].dropna().tolist()
+    for name, rows in frame.groupby("method", sort=False):
+        if name not in lines and metric in rows and rows[metric].notna().any():
+            levels[str(name)] = rows[metric].dropna().tolist()
     return {m: line for m, line in lines.items() if m not in once}, levels
 
 

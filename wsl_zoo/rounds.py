@@ -377,7 +377,7 @@ def log_curve(
     run.define_metric("*", step_metric="labelled")
     for entry in rounds:
         run.log({key: entry[key] for key in columns})
-    run.summary.update(metrics)
+    run.summary.update(dict(metrics))
     run.finish()
 
 

@@ -16,9 +16,9 @@ a process of its own over one step (Linux), or `max_memory_allocated` above what
 import argparse
 import multiprocessing
 import os
-import resource
 from functools import partial
 from importlib.metadata import version
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -95,9 +95,19 @@ def memory(job: tuple[Any, ...]) -> float:
     model.eval()
     step(model, small)  # what a first call allocates for good
     model.train()
-    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    Path("/proc/self/clear_refs").write_text("5")  # the peak starts anew
+    before = resident("VmRSS")
     step(model, batch)
-    return (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) / 2**10  # Linux: KiB
+    return (resident("VmHWM") - before) / 2**10
+
+
+def resident(what: str) -> int:
+    """Return the resident memory of this process, now (VmRSS) or at its peak (VmHWM), in KiB.
+
+    `getrusage` would give the peak of the process that started this one, if that was higher.
+    """
+    lines = Path("/proc/self/status").read_text(encoding="ascii").splitlines()
+    return next(int(line.split()[1]) for line in lines if line.startswith(f"{what}:"))
 
 
 def table(network: str, size: int, batch: int, device: str, repeats: int) -> Table:
