@@ -62,7 +62,7 @@ class StandIns:
         self.fits = []
         monkeypatch.setattr(rounds, "fit", self.fit)
         monkeypatch.setattr(rounds, "run_module", self.look)
-        for name in ("write_text", "write_whole", "write_masks"):
+        for name in ("write_text", "write_array", "write_mask", "write_masks"):
             monkeypatch.setattr(rounds, name, partial(self.event, getattr(rounds, name)))
         monkeypatch.setattr(roundstate, "write_text", partial(self.event, roundstate.write_text))
 

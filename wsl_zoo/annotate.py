@@ -13,14 +13,12 @@ import logging
 import sys
 import warnings
 from collections.abc import Mapping, Sequence
-from functools import partial
 from pathlib import Path
 from typing import Any, cast
 
 import numpy as np
 import torch
 import yaml
-from PIL import Image
 from pytorch_lightning import LightningModule, Trainer
 from torch import Tensor
 from torch.nn import functional as F
@@ -29,7 +27,8 @@ from wsl_zoo.acquisition import RunningVariance, pixel_entropy
 from wsl_zoo.checkpoints import load_checkpoint
 from wsl_zoo.data import ZooDataModule
 from wsl_zoo.data.dataset import stable_seed
-from wsl_zoo.files import write_text, write_whole
+from wsl_zoo.data.masks import write_mask
+from wsl_zoo.files import write_text
 from wsl_zoo.methods import ActiveWeakAnnotator
 from wsl_zoo.types import IGNORE, Batch
 
@@ -111,6 +110,8 @@ class Annotator(LightningModule):
         self.encoder = model.encoder  # images are normalised for it
         self.data = data
         self.request = request
+        self.pseudo = {name: Path(path) for name, path in request.get("pseudo", {}).items()}
+        self.scored = set((request.get("score") or {"images": ()})["images"])
         self.names: dict[str, list[str]] = {}
         self.split = "train"
         self.threshold: float | None = None
@@ -146,10 +147,9 @@ class Annotator(LightningModule):
         if self.split == "train" and name in self.pseudo:
             assert self.threshold is not None
             mask = (probability[0] >= self.threshold).numpy(force=True)
-            picture = Image.fromarray(mask.astype(np.uint8) * 255)
-            write_whole(self.pseudo[name], partial(picture.save, format="PNG"))
-        score = self.request.get("score")
-        if self.split == "train" and score and name in score["images"]:
+            write_mask(self.pseudo[name], mask)
+        if self.split == "train" and name in self.scored:
+            score = self.request["score"]
             row |= self._score(score, batch, probability, output.final, index)
         self.rows[name] = row
 
@@ -183,11 +183,6 @@ class Annotator(LightningModule):
             drop.eval()
         return {"score": float(variance.compute(published=score["published"]))}
 
-    @property
-    def pseudo(self) -> dict[str, Path]:
-        """Image -> file of the mask that is asked for."""
-        return {name: Path(path) for name, path in self.request.get("pseudo", {}).items()}
-
     def on_predict_epoch_end(self) -> None:
         """Put together what the processes found."""
         if self.trainer.world_size > 1:
@@ -216,14 +211,13 @@ class Annotator(LightningModule):
             "val_miou": float(mean_iou(counts, pixels)[best]),
             "val_dice": float(dice(counts)[:, best].mean()),
         }
-        score = self.request.get("score") or {"images": []}
-        wanted = sorted({*self.pseudo, *score["images"]})
+        wanted = sorted({*self.pseudo, *self.scored})
         if wanted:
             self.look(trainer, "train", wanted)
-            for key in ("score", "features"):
+            for key, title in (("score", "scores"), ("features", "features")):
                 values = {name: row[key] for name, row in self.rows.items() if key in row}
                 if values:
-                    found[{"score": "scores"}.get(key, key)] = values
+                    found[title] = values
         if self.request.get("test"):
             found["test"] = {}
             for split in self.data.split_names("test"):

@@ -5,6 +5,10 @@ from __future__ import annotations
 import os
 from collections.abc import Callable
 from pathlib import Path
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:  # imported where it is needed, so that a listing stays quick
+    import numpy as np
 
 
 def write_whole(path: Path, write: Callable[[Path], object]) -> Path:
@@ -27,3 +31,14 @@ def write_whole(path: Path, write: Callable[[Path], object]) -> Path:
 def write_text(path: Path, text: str) -> Path:
     """Write a text file whole or not at all; make its folder."""
     return write_whole(path, lambda file: file.write_text(text, encoding="utf-8"))
+
+
+def write_array(path: Path, array: np.ndarray) -> Path:
+    """Write an array as `.npy`, whole or not at all; make its folder."""
+    import numpy as np
+
+    def save(file: Path) -> None:
+        with file.open("wb") as target:  # by its name, numpy would add an ending
+            np.save(target, array)
+
+    return write_whole(path, save)

@@ -36,14 +36,13 @@ import json
 import subprocess
 import sys
 from collections.abc import Mapping, Sequence
-from functools import cached_property, partial
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 from urllib.parse import quote
 
 import numpy as np
 import yaml
-from PIL import Image
 
 from wsl_zoo import reports
 from wsl_zoo.acquisition import (
@@ -58,8 +57,8 @@ from wsl_zoo.arguments import value_of
 from wsl_zoo.checkpoints import read_checkpoint
 from wsl_zoo.colors import color_distances, color_histogram
 from wsl_zoo.data.dataset import stable_seed
-from wsl_zoo.data.masks import Drawn, write_masks
-from wsl_zoo.files import write_text, write_whole
+from wsl_zoo.data.masks import Drawn, write_mask, write_masks
+from wsl_zoo.files import write_array, write_text
 from wsl_zoo.jobs import fit, run_module
 from wsl_zoo.roundstate import Rounds, State
 
@@ -131,6 +130,11 @@ class Procedure:
         return [name for name in self.names if name not in self.state.labelled]
 
     @property
+    def last(self) -> bool:
+        """Whether no round follows the current one."""
+        return self.state.round == self.options.count - 1
+
+    @property
     def place(self) -> Path:
         """Folder of the current round."""
         return self.folder / f"round_{self.state.round:03d}"
@@ -183,8 +187,7 @@ class Procedure:
             mask = source.load(self.names.index(name), annotations=True).mask
             if mask is None:
                 raise ValueError(f"{name} has no mask for the oracle to show")
-            picture = Image.fromarray((mask == 1).astype(np.uint8) * 255)
-            write_whole(self.oracle_mask(name), partial(picture.save, format="PNG"))
+            write_mask(self.oracle_mask(name), mask == 1)
         state.labelled |= dict.fromkeys(state.chosen, state.round)
         state.pseudo = {n: p for n, p in state.pseudo.items() if n not in state.labelled}
         state.pairs = self.pair()
@@ -209,12 +212,7 @@ class Procedure:
                 color_histogram(source.load(i, annotations=False).image)
                 for i in range(len(self.names))
             ]
-
-            def save(file: Path) -> None:
-                with file.open("wb") as stream:
-                    np.save(stream, np.stack(found))
-
-            write_whole(path, save)
+            write_array(path, np.stack(found))
         histograms = np.load(path)
         classes = np.array([self.labels[name] for name in self.names])
         places = [np.flatnonzero(classes == k) for k in np.unique(classes)]
@@ -246,13 +244,12 @@ class Procedure:
             "published": self.options.published,
             "seed": stable_seed(self.seed, self.state.round),
         }
-        last = self.state.round == self.options.count - 1
         self.state.judged = self.ask(
             "judge",
             self.best(best),
             pseudo=self.pseudo_files(1),
             test=True,
-            **({} if by == "random" or last else {"score": score}),
+            **({} if by == "random" or self.last else {"score": score}),
         ) | {"cycle": best, "fit_dice": scores[best]}
 
     def choose(self) -> None:
@@ -263,8 +260,7 @@ class Procedure:
         if self.options.protect and len(pool) - len(state.pairs) >= classes:
             pool = [name for name in pool if name not in state.pairs]
         order = self.order(pool)
-        last = state.round == self.options.count - 1
-        chosen = [] if last else take_per_class(order, self.labels, self.options.budget)
+        chosen = [] if self.last else take_per_class(order, self.labels, self.options.budget)
         files = self.pseudo_files(1)
         state.pseudo = {
             name: {
@@ -293,15 +289,14 @@ class Procedure:
     def order(self, pool: Sequence[str]) -> list[str]:
         """Return the images of a pool, those to be asked for first."""
         by, judged = self.options.acquisition, self.state.judged
-        last = self.state.round == self.options.count - 1
-        if by == "random" or last or not pool:
+        if by == "random" or self.last or not pool:
             return shuffled(pool, stable_seed(self.seed, self.state.round + 1))
         if by != "core_set":
             return ranked({name: judged["scores"][name] for name in pool})
         order: list[str] = []
+        known = {*self.state.labelled, *pool}
         for k in sorted({self.labels[name] for name in pool}):
-            names = [n for n in self.names if self.labels[n] == k]
-            names = [n for n in names if n in self.state.labelled or n in set(pool)]
+            names = [n for n in self.names if self.labels[n] == k and n in known]
             features = np.array([judged["features"][name] for name in names])
             labelled = np.array([name in self.state.labelled for name in names])
             count = min(self.options.budget, int((~labelled).sum()))

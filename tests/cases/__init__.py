@@ -25,6 +25,20 @@ def tiny_data(**kwargs: Any) -> ZooDataModule:
     return SyntheticData(**settings | kwargs)
 
 
+def unannotated(data: ZooDataModule) -> ZooDataModule:
+    """Hide the masks and boxes of a data module's sources."""
+    read = data.read
+
+    def hidden() -> Any:
+        sources: Any = read()
+        for source in sources.values():
+            source.has_masks = source.has_boxes = False
+        return sources
+
+    data.read = hidden  # type: ignore[method-assign]
+    return data
+
+
 @dataclass(frozen=True)
 class Case:
     """How to build a method in seconds.

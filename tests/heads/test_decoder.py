@@ -7,6 +7,7 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
+from tests.heads.perturbation import perturbed
 from wsl_zoo.encoders import Encoder
 from wsl_zoo.heads import UNetDecoder
 from wsl_zoo.heads.decoder import DecoderBlock
@@ -42,17 +43,6 @@ def levels_of(channels, strides, size=64, batch=2, **options):
         torch.randn(batch, c, size // s, size // s, **options)
         for c, s in zip(channels, strides, strict=True)
     ]
-
-
-def perturbed(module):
-    """Statistics, scales and biases that are not the identity."""
-    for layer in module.modules():
-        if isinstance(layer, nn.BatchNorm2d):
-            nn.init.uniform_(layer.weight, 0.5, 2)
-            nn.init.normal_(layer.bias)
-            nn.init.normal_(layer.running_mean)
-            nn.init.uniform_(layer.running_var, 0.5, 2)
-    return module
 
 
 def traced(decoder, levels, size):

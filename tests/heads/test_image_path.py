@@ -5,6 +5,7 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
+from tests.heads.perturbation import perturbed
 from wsl_zoo.encoders import Encoder
 from wsl_zoo.heads import ImagePathDecoder
 
@@ -25,17 +26,6 @@ def inputs(count=3, size=32, batch=2, **options):
     sizes = [size // 2 ** (i + 1) for i in range(count)]
     image = torch.randn(batch, 3, size, size, **options)
     return channels, image, levels_of(channels, sizes, batch, **options)
-
-
-def perturbed(module):
-    """Statistics, scales and biases that are not the identity."""
-    for layer in module.modules():
-        if isinstance(layer, nn.BatchNorm2d):
-            nn.init.uniform_(layer.weight, 0.5, 2)
-            nn.init.normal_(layer.bias)
-            nn.init.normal_(layer.running_mean)
-            nn.init.uniform_(layer.running_var, 0.5, 2)
-    return module
 
 
 # As published ---------------------------------------------------------------------------------

@@ -7,7 +7,7 @@ from PIL import Image
 from torch.nn import functional as F
 
 import wsl_zoo
-from tests.cases import tiny_data, trainer
+from tests.cases import tiny_data, trainer, unannotated
 from tests.cases.active import DECODER
 from tests.cases.stages import SMALL, filled_classifier
 from wsl_zoo.callbacks import BestCheckpoint
@@ -364,16 +364,7 @@ def test_without_a_table_all_masks_are_the_oracle_s(stage1, tmp_path):
 
 
 def test_data_without_masks_are_refused(stage1, tmp_path):
-    data = tiny_data()
-    read = data.read
-
-    def unannotated():
-        sources = read()
-        for source in sources.values():
-            source.has_masks = source.has_boxes = False
-        return sources
-
-    data.read = unannotated
+    data = unannotated(tiny_data())
     message = "ActiveWeakAnnotator learns from masks, and the training images have none"
     with pytest.raises(ValueError, match=message):
         trainer(tmp_path).fit(model_of(stage1), data)

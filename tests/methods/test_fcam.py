@@ -6,7 +6,7 @@ from torch import nn
 from torch.nn import functional as F
 
 import wsl_zoo
-from tests.cases import fill, tiny_data, trainer
+from tests.cases import fill, tiny_data, trainer, unannotated
 from tests.cases.stages import SMALL, filled_classifier, save
 from wsl_zoo.callbacks import LastCheckpoint
 from wsl_zoo.cams import normalize_map
@@ -302,16 +302,7 @@ def test_a_cache_needs_a_data_module(stage1, tmp_path):
 
 def test_without_any_mask_the_classifier_seeds(stage1, tmp_path):
     model = model_of(stage1, seeder=None)
-    data = tiny_data()
-    read = data.read
-
-    def unannotated():
-        sources = read()
-        for source in sources.values():
-            source.has_masks = source.has_boxes = False
-        return sources
-
-    data.read = unannotated
+    data = unannotated(tiny_data())
     trainer(tmp_path).fit(model, data)
     torch.testing.assert_close(
         model.seeder.head.state_dict(), wsl_zoo.load(stage1).head.state_dict()

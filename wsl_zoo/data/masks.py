@@ -10,9 +10,14 @@ from __future__ import annotations
 
 import csv
 import os
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
+
+import numpy as np
+from PIL import Image
 
 from wsl_zoo.data.dataset import Source
 from wsl_zoo.data.manifest import DataError, Record, read_mask, suggestion
@@ -53,14 +58,16 @@ def image_names(source: Source, root: Path | None = None) -> list[str]:
         else Path(path).relative_to(root).as_posix()
         for path in paths
     ]  # fmt: skip
-    doubled = sorted({name for name in names if names.count(name) > 1} if _repeats(names) else ())
+    doubled = sorted(name for name, times in Counter(names).items() if times > 1)
     if doubled:
         raise DataError("Images", [f"{name} stands there more than once" for name in doubled])
     return names
 
 
-def _repeats(names: Sequence[str]) -> bool:
-    return len(set(names)) < len(names)
+def write_mask(path: Path, mask: np.ndarray) -> Path:
+    """Write a mask (H, W) bool as PNG, 255 where it is foreground, whole or not at all."""
+    picture = Image.fromarray(mask.astype(np.uint8) * 255)
+    return write_whole(path, partial(picture.save, format="PNG"))
 
 
 def write_masks(path: Path, masks: Mapping[str, Drawn]) -> Path:

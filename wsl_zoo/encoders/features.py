@@ -18,7 +18,7 @@ from torch import Tensor
 
 from wsl_zoo import __version__
 from wsl_zoo.encoders.timm import Encoder
-from wsl_zoo.files import write_whole
+from wsl_zoo.files import write_array
 
 
 class FeatureCache:
@@ -51,7 +51,9 @@ class FeatureCache:
         if new:
             for i, final in zip(new, self.encoder.final(image[new]).detach().cpu(), strict=True):
                 self._maps[keys[i]] = final.float().clone()
-                _write(files[keys[i]], self._maps[keys[i]])
+                file = files[keys[i]]
+                if file is not None:
+                    write_array(file, self._maps[keys[i]].numpy())
         return torch.stack([self._maps[key] for key in keys]).to(image.device)
 
     def _file(self, key: tuple[str, int, int]) -> Path | None:
@@ -75,15 +77,3 @@ class FeatureCache:
                 digest.update(name.encode() + value.detach().cpu().numpy().tobytes())
             self._weights = digest.digest()
         return self._weights
-
-
-def _write(file: Path | None, final: Tensor) -> None:
-    """Write a map, if it is to be kept in a file."""
-    if file is None:
-        return
-
-    def save(path: Path) -> None:
-        with path.open("wb") as target:
-            np.save(target, final.numpy())
-
-    write_whole(file, save)
