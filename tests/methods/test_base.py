@@ -120,10 +120,20 @@ def test_training_sets_the_mode_of_a_loaded_model_and_leaves_evaluation_alone(tm
 
 
 class Rates(Callback):
-    def __init__(self):
-        self.seen = []
+    """The rates of the groups at the start of each epoch, or of each step."""
+
+    def __init__(self, every="epoch"):
+        self.seen, self.every = [], every
+
+    def on_train_batch_start(self, trainer, module, batch, batch_idx):
+        if self.every == "step":
+            self.see(trainer)
 
     def on_train_epoch_start(self, trainer, module):
+        if self.every == "epoch":
+            self.see(trainer)
+
+    def see(self, trainer):
         groups = trainer.optimizers[0].param_groups
         self.seen.append({g["name"]: g["lr"] for g in groups})
 
@@ -151,9 +161,17 @@ def test_rates_of_a_fit_follow_the_formula(tmp_path, schedule):
         assert rates.seen[-1]["head"] == pytest.approx(0.04)
 
 
-def test_a_cosine_needs_its_last_epoch(tmp_path):
-    run = trainer(tmp_path, max_epochs=-1, max_steps=2)
-    with pytest.raises(ValueError, match="max_epochs"):
+def test_a_cosine_comes_down_over_max_steps_where_epochs_have_no_end(tmp_path):
+    rates = Rates("step")
+    run = trainer(tmp_path, max_epochs=-1, max_steps=8, limit_val_batches=0, callbacks=[rates])
+    run.fit(tiny(schedule="cosine", lr=0.1, min_lr=0.02), tiny_data())
+    expected = [0.02 + 0.08 * (1 + np.cos(np.pi * step / 8)) / 2 for step in range(8)]
+    assert [rate["trunk"] for rate in rates.seen] == pytest.approx(expected)
+
+
+def test_a_cosine_needs_a_last_epoch_or_step(tmp_path):
+    run = trainer(tmp_path, max_epochs=-1, max_time={"seconds": 1})
+    with pytest.raises(ValueError, match=r"trainer.max_epochs or trainer.max_steps"):
         run.fit(tiny(schedule="cosine"), tiny_data())
 
 

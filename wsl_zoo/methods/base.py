@@ -59,7 +59,8 @@ class ZooModule(Evaluated, ABC):
         head_lr_factor: Factor of the rate for the head and the layers that learn with it.
         momentum: SGD's.
         weight_decay: Weight decay.
-        schedule: "step", "cosine" (towards `min_lr` at the end) or "constant"; per epoch.
+        schedule: "step", "cosine" (towards `min_lr` at the end) or "constant"; per epoch
+            (a cosine per step where the trainer has max_steps alone).
         step_size: Epochs between two decays.
         gamma: Factor of a decay.
         min_lr: Floor of every group's rate.
@@ -299,26 +300,31 @@ class ZooModule(Evaluated, ABC):
         return total
 
     def configure_optimizers(self) -> OptimizerLRScheduler:
-        """Return the optimiser over `param_groups` and its schedule, per epoch.
+        """Return the optimiser over `param_groups` and its schedule.
+
+        It moves once per epoch; a cosine under `max_steps` without `max_epochs` once per step.
 
         Raises:
-            ValueError: A cosine without a last epoch to come down to.
+            ValueError: A cosine without a last epoch or step to come down to.
         """
         h = self.hparams
-        epochs = self.trainer.max_epochs or 1
-        if epochs < 0 and h["schedule"] == "cosine":
-            raise ValueError(
-                'schedule="cosine" needs trainer.max_epochs; with max_steps alone use "constant"'
-            )
+        span, interval = self.trainer.max_epochs or 1, "epoch"
+        if span < 0 and h["schedule"] == "cosine":
+            span, interval = self.trainer.max_steps, "step"
+            if span < 0:
+                raise ValueError(
+                    'schedule="cosine" comes down to a last epoch or step: set trainer.max_epochs '
+                    'or trainer.max_steps, or use "constant"'
+                )
         optimizer = make_optimizer(
             self.param_groups(), h["optimizer"], h["lr"], h["momentum"], h["weight_decay"]
         )
         scheduler = make_scheduler(
-            optimizer, h["schedule"], h["step_size"], h["gamma"], h["min_lr"], epochs
+            optimizer, h["schedule"], h["step_size"], h["gamma"], h["min_lr"], span
         )
         return {
             "optimizer": optimizer,
-            "lr_scheduler": {"scheduler": scheduler, "interval": "epoch", "name": "lr"},
+            "lr_scheduler": {"scheduler": scheduler, "interval": interval, "name": "lr"},
         }
 
     # Prediction and checkpoints ----------------------------------------------------------------
