@@ -11,7 +11,8 @@ from torch.utils.data.distributed import DistributedSampler
 
 import wsl_zoo
 from tests.cases import build, case_of, trainer
-from wsl_zoo.callbacks import BestCheckpoint, LastCheckpoint, PanelWriter, ResultWriter
+from wsl_zoo.callbacks import PanelWriter, ResultWriter
+from wsl_zoo.checkpointing import BestCheckpoint, LastCheckpoint
 
 
 class Dump(Callback):

@@ -6,7 +6,7 @@ import pytest
 import torch
 from pytorch_lightning import Callback, Trainer
 
-from wsl_zoo.callbacks import LastCheckpoint
+from wsl_zoo.checkpointing import LastCheckpoint
 from wsl_zoo.data import SyntheticData
 from wsl_zoo.methods import CAMClassifier
 

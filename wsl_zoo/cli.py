@@ -31,7 +31,8 @@ from pytorch_lightning.utilities.exceptions import SIGTERMException
 import wsl_zoo.methods  # noqa: F401  (so that class names need no module path)
 from wsl_zoo import reports
 from wsl_zoo.arguments import ZooParser, complete, plain
-from wsl_zoo.callbacks import BestCheckpoint, LastCheckpoint, MapWriter, PanelWriter, ResultWriter
+from wsl_zoo.callbacks import MapWriter, PanelWriter, ResultWriter
+from wsl_zoo.checkpointing import BestCheckpoint, LastCheckpoint, StartValidation
 from wsl_zoo.data import ZooDataModule
 from wsl_zoo.data.manifest import suggestion
 from wsl_zoo.methods.base import ZooModule
@@ -150,7 +151,7 @@ class ZooCLI(LightningCLI):
         if self.option("trainer.logger") is None:
             kwargs["logger"] = self._loggers()
         self.results = ResultWriter(show=self.subcommand == "test")
-        callbacks = [*map(BestCheckpoint, kinds), self.results]
+        callbacks = [*map(BestCheckpoint, kinds), StartValidation(), self.results]
         if self.option("trainer.enable_progress_bar") is not False:
             kwargs["enable_progress_bar"] = sys.stdout.isatty()
             callbacks.append(RichProgressBar() if sys.stdout.isatty() else EpochLines())

@@ -152,6 +152,7 @@ def draw_learning(
     *,
     levels: Mapping[str, Sequence[float]] | None = None,
     title: str = "",
+    x: str = "images annotated by the oracle",
     y: str = "Dice per image, %",
 ) -> Path:
     """Draw learning curves as PNG: mean and standard deviation of the runs of each method.
@@ -161,24 +162,64 @@ def draw_learning(
         path: Of the PNG, written whole or not at all.
         levels: Method without rounds -> values of its runs, a horizontal line at their mean.
         title: Above the plot.
+        x: What the numbers are.
         y: What the values are, fractions.
     """
     figure, (ax,) = _panels(1, title)
     names = [*lines, *(levels or {})]
     color = {name: COLORS[i % len(COLORS)] for i, name in enumerate(names)}
     for name, (images, runs) in lines.items():
-        mean = [100 * sum(values) / len(values) for values in zip(*runs, strict=True)]
-        spread = [100 * _deviation(values) for values in zip(*runs, strict=True)]
-        low = [m - s for m, s in zip(mean, spread, strict=True)]
-        high = [m + s for m, s in zip(mean, spread, strict=True)]
-        ax.plot(images, mean, label=name, marker="o", markersize=4, color=color[name])
-        ax.fill_between(images, low, high, alpha=0.15, linewidth=0, color=color[name])
+        _draw_runs(ax, images, runs, label=name, marker="o", color=color[name])
     for name, values in (levels or {}).items():
         level = 100 * sum(values) / len(values)
         ax.axhline(level, linestyle="--", label=f"{name} ({level:.1f})", color=color[name])
-    _finish(ax, "", "images annotated by the oracle", y, columns=2)
+    _finish(ax, "", x, y, columns=2)
     ax.autoscale()
     return _save(figure, path)
+
+
+def draw_bias(
+    bias: Mapping[str, Sequence[Sequence[float]]],
+    shares: Mapping[str, Sequence[Sequence[float]]],
+    path: Path,
+    title: str = "",
+) -> Path:
+    """Draw how unevenly classes are predicted over epochs as PNG: mean and deviation of the runs.
+
+    Args:
+        bias: Method -> per run, before the first epoch and after each, KL to uniform by ln K.
+        shares: The same of the share of the class that is favoured at first.
+        path: Of the PNG, written whole or not at all.
+        title: Above the plot.
+    """
+    figure, axes = _panels(2, title)
+    for ax, lines, y in zip(
+        axes,
+        (shares, bias),
+        ("images predicted as the class favoured at first, %", "KL to uniform, % of ln K"),
+        strict=True,
+    ):
+        for i, (name, runs) in enumerate(lines.items()):
+            shown = min(map(len, runs))
+            color = COLORS[i % len(COLORS)]
+            style = {"linestyle": "-"} if shown > 1 else {"marker": "o"}
+            cut = [run[:shown] for run in runs]
+            _draw_runs(ax, range(shown), cut, label=name, color=color, **style)
+        _finish(ax, "", "epoch", y, columns=2)
+        ax.autoscale()
+    return _save(figure, path)
+
+
+def _draw_runs(
+    ax: Axes, x: Sequence[float], runs: Sequence[Sequence[float]], *, color: str, **style: Any
+) -> None:
+    """Draw the mean of several runs, in percent, in a band of their standard deviation."""
+    mean = [100 * sum(values) / len(values) for values in zip(*runs, strict=True)]
+    spread = [100 * _deviation(values) for values in zip(*runs, strict=True)]
+    low = [m - s for m, s in zip(mean, spread, strict=True)]
+    high = [m + s for m, s in zip(mean, spread, strict=True)]
+    ax.plot(x, mean, markersize=4, color=color, **style)
+    ax.fill_between(x, low, high, alpha=0.15, linewidth=0, color=color)
 
 
 def _deviation(values: Sequence[float]) -> float:

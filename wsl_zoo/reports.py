@@ -15,6 +15,7 @@ from rich.text import Text
 
 from wsl_zoo.files import write_whole
 from wsl_zoo.plots import (
+    draw_bias,
     draw_curves,
     draw_learning,
     draw_selection,
@@ -29,11 +30,13 @@ if TYPE_CHECKING:  # each is imported where it is needed, so that a listing stay
 RESULTS = "results.jsonl"
 JOB = "job.json"
 CURVE = "curve.csv"
+TOP_SHARES = 64  # classes whose shares are looked at
 
 TITLES = {
     "acc": "accuracy",
     "balanced_acc": "balanced accuracy",
     "top5_acc": "top-5 accuracy",
+    "bias": "bias of predictions (0: every class as often, 100: one class)",
     "pxap": "PxAP",
     "prevalence": "prevalence (PxAP of a constant map)",
     "peak_iou": "peak IoU",
@@ -184,6 +187,7 @@ def write_plots(root: Path, frame: pd.DataFrame) -> list[Path]:
     `sensitivity_<split>.png`: foreground Dice (else BoxAcc of all contours at IoU 0.5) over the map
     threshold, by method, the mean of its runs at `best_loc`.
     `learning_<split>.png`: of rounds of active learning, Dice per image over annotated images.
+    `bias_<split>.png`: of adaptation, how unevenly classes are predicted after each epoch.
 
     Args:
         root: The folder, also of the plots.
@@ -222,7 +226,41 @@ def write_plots(root: Path, frame: pd.DataFrame) -> list[Path]:
         if lines:
             path = root / f"learning_{split}.png"
             written.append(draw_learning(lines, path, levels=levels, title=split))
+    for split, bias in _over_epochs(root, "bias").items():
+        written.append(draw_bias(bias, _shares(root, split), root / f"bias_{split}.png", split))
     return written
+
+
+def _over_epochs(root: Path, metric: str) -> dict[str, dict[str, list[list[float]]]]:
+    """Validation split -> method -> per run a metric after each of its validations."""
+    import pandas as pd
+
+    found: dict[str, dict[str, list[list[float]]]] = {}
+    for folder, job in runs_below(root, JOB):
+        path = folder / "metrics.csv"
+        if not path.is_file():
+            continue
+        logged = pd.read_csv(path)
+        for column in logged.columns:
+            split, _, name = column.partition("/")
+            if name == metric and split.startswith("val"):
+                runs = found.setdefault(split, {}).setdefault(job["cells"]["method"], [])
+                runs.append(logged[column].dropna().tolist())
+    return found
+
+
+def _shares(root: Path, split: str) -> dict[str, list[list[float]]]:
+    """Method -> per run, over validations, the share of the class that is favoured at first.
+
+    Of all methods together: the one with the highest share before the first step.
+    """
+    classes = {}
+    for k in range(TOP_SHARES):
+        runs = _over_epochs(root, f"share_{k}").get(split)
+        if runs is not None:
+            classes[k] = runs
+    first = {k: sum(run[0] for rs in runs.values() for run in rs) for k, runs in classes.items()}
+    return classes[max(first, key=lambda k: first[k])] if first else {}
 
 
 def _learning(

@@ -1,5 +1,7 @@
 """The built-in data modules."""
 
+from collections import Counter
+
 import numpy as np
 import pytest
 import torch
@@ -7,8 +9,17 @@ import torch
 from wsl_zoo.data import SyntheticData
 from wsl_zoo.data import synthetic as module
 from wsl_zoo.data.moving import render_clip
-from wsl_zoo.data.scenes import TEXTURES, render_scene
-from wsl_zoo.data.synthetic import SPLIT_OFFSET, ClipSource, SceneSource, SyntheticVideoData
+from wsl_zoo.data.scenes import TEXTURES, render_hue_scene, render_scene
+from wsl_zoo.data.shift import shift_image
+from wsl_zoo.data.synthetic import (
+    SPLIT_OFFSET,
+    TO_EDGES,
+    ClipSource,
+    SceneSource,
+    SyntheticVideoData,
+    class_counts,
+    scenes_of,
+)
 
 
 def small(**kwargs):
@@ -134,6 +145,128 @@ def test_the_class_may_be_a_hue():
     assert {data.sources["test"].load(i, annotations=False).label for i in range(4)} == {0, 1, 2, 3}
     with pytest.raises(ValueError, match="cue='shape' must be one of texture, hue"):
         SyntheticData(cue="shape")
+
+
+def same(sample, scene):
+    """Whether a sample is a scene: image, label, mask and boxes."""
+    return (
+        np.array_equal(sample.image, scene.image)
+        and sample.label == scene.label
+        and np.array_equal(sample.mask, scene.mask)
+        and np.array_equal(sample.boxes, scene.boxes + TO_EDGES)
+    )
+
+
+@pytest.mark.parametrize(
+    ("options", "render"),
+    [
+        ({}, render_scene),
+        ({"negatives": True}, lambda i, **kw: render_scene(i, negatives=True, **kw)),
+        ({"cue": "hue"}, render_hue_scene),
+    ],
+)
+@pytest.mark.parametrize("shift", [None, {}, {"stain": 0.0, "blur": 0.0, "scanner": 0.0}])
+def test_without_a_shift_scenes_are_as_they_are_rendered(options, render, shift):
+    data = small(classes=3, scene_seed=4, shift=shift, **options)
+    for split, offset in SPLIT_OFFSET.items():
+        source = data.sources[split]
+        for i in range(len(source)):
+            scene = render(offset + i, seed=4, size=48, num_classes=3)
+            sample = source.load(i, annotations=True)
+            assert same(sample, scene)
+            assert sample.path == f"scene-{offset + i}"
+
+
+@pytest.mark.parametrize("negatives", [False, True])
+def test_a_shift_changes_pixels_only(negatives):
+    shift = {"stain": 0.5, "blur": 0.2, "scanner": 1.0}
+    plain, shifted = (small(negatives=negatives, shift=s, scene_seed=2) for s in (None, shift))
+    for split, offset in SPLIT_OFFSET.items():
+        for i in range(6):
+            before, after, again = (
+                data.sources[split].load(i, annotations=True) for data in (plain, shifted, shifted)
+            )
+            expected = shift_image(before.image, shift, (2, offset + i, 1))
+            np.testing.assert_array_equal(after.image, expected)
+            np.testing.assert_array_equal(after.image, again.image)
+            assert np.abs(after.image - before.image.astype(float)).mean() > 10
+            np.testing.assert_array_equal(after.mask, before.mask)
+            np.testing.assert_array_equal(after.boxes, before.boxes)
+            assert (after.label, after.path) == (before.label, before.path)
+
+
+@pytest.mark.parametrize(
+    ("count", "proportions", "counts"),
+    [
+        (10, [0.5, 0.26, 0.24], [5, 3, 2]),
+        (100, [0.29, 0.71], [29, 71]),  # 100 * 0.29 is below 29 in floating point
+        (10, [0.25] * 4, [3, 3, 2, 2]),  # of equal remainders, that of the first class
+        (800, [0.7, 0.1, 0.1, 0.1], [560, 80, 80, 80]),
+        (3, [0.999, 0.001], [3, 0]),
+    ],
+)
+def test_counts_by_the_largest_remainder(count, proportions, counts):
+    assert class_counts(count, proportions) == counts
+
+
+@pytest.mark.parametrize("offset", [0, 5, 10_000_000])
+def test_scenes_of_classes(offset):
+    assert scenes_of([4, 4, 4], offset) == list(range(offset, offset + 12))
+    scenes = scenes_of([1, 5, 2], offset)
+    assert Counter(scene % 3 for scene in scenes) == {0: 1, 1: 5, 2: 2}
+    assert scenes == sorted(set(scenes))
+    assert offset <= scenes[0] < offset + 3
+
+
+@pytest.mark.parametrize("options", [{"classes": 4}, {"classes": 3, "negatives": True}])
+def test_training_classes_have_their_proportions(options):
+    proportions = [0.5, 0.25, 0.05, 0.2]
+    data = small(train=40, val=8, test=8, proportions=proportions, **options)
+    train = [data.sources["train"].load(i, annotations=True) for i in range(40)]
+    assert Counter(sample.label for sample in train) == {0: 20, 1: 10, 2: 2, 3: 8}
+    assert len({sample.path for sample in train}) == 40
+    balanced = small(train=40, val=8, test=8, **options)
+    for split in ("val", "test"):
+        for i in range(8):
+            one, other = (d.sources[split].load(i, annotations=True) for d in (data, balanced))
+            assert (one.label, one.path) == (other.label, other.path)
+            np.testing.assert_array_equal(one.image, other.image)
+    for sample in train:  # still a pure function of the index of the scene
+        keywords = {"num_classes": options["classes"], "negatives": "negatives" in options}
+        scene = render_scene(int(sample.path.removeprefix("scene-")), size=48, **keywords)
+        assert same(sample, scene)
+        assert bool(sample.mask.any()) == (sample.label != data.negative_class)
+
+
+def test_equal_proportions_are_the_balanced_scenes():
+    data = small(train=10, proportions=[0.25] * 4)
+    assert list(data.sources["train"].scenes) == list(range(10))
+    with_shift = small(train=10, proportions=[0.4, 0.2, 0.2, 0.2], shift={"stain": 1.0})
+    sample = with_shift.sources["train"].load(9, annotations=False)
+    scene = render_scene(12, size=48)  # 0 to 3, ..., 8, 12
+    np.testing.assert_array_equal(sample.image, shift_image(scene.image, {"stain": 1.0}, ()))
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"proportions": [0.5, 0.5]}, "expected 4 numbers, for stripes, dots, checks, rings"),
+        ({"proportions": [0.25] * 4, "negatives": True}, "expected 5 numbers, .*, none"),
+        ({"proportions": [0.5, 0.5, 0.0, 0.0]}, "every class needs a part above 0"),
+        ({"proportions": [0.7, 0.7, -0.2, -0.2]}, "every class needs a part above 0"),
+        ({"proportions": [float("nan")] * 4}, "every class needs a part above 0"),
+        ({"proportions": [0.25, 0.25, 0.25, 0.24]}, r"they sum to 0\.99, not to 1"),
+        (
+            {"proportions": [0.97, 0.01, 0.01, 0.01], "train": 20},
+            r"proportions=\[0.97, .*\]: of train=20 images class '\w+' would get none",
+        ),
+        ({"shift": {"stains": 0.5}}, "shift has no kind 'stains'"),
+        ({"shift": {"blur": 2.0}}, r"blur=2\.0 must be a strength in"),
+    ],
+)
+def test_bad_shifts_and_proportions_are_refused(settings, message):
+    with pytest.raises(ValueError, match=message):
+        small(**settings)
 
 
 CLIPS = {"train": 6, "val": 4, "test": 5, "frames_per_clip": 3, "image_size": 40, "batch_size": 4}

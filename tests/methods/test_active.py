@@ -10,7 +10,7 @@ import wsl_zoo
 from tests.cases import tiny_data, trainer, unannotated
 from tests.cases.active import DECODER
 from tests.cases.stages import SMALL, filled_classifier
-from wsl_zoo.callbacks import BestCheckpoint
+from wsl_zoo.checkpointing import BestCheckpoint
 from wsl_zoo.data.masks import Drawn, write_masks
 from wsl_zoo.methods import ActiveWeakAnnotator
 from wsl_zoo.methods.active import mask_loss

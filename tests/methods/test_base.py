@@ -11,7 +11,7 @@ from torch.utils.data import DataLoader
 
 import wsl_zoo
 from tests.cases import tiny_data, trainer
-from wsl_zoo.callbacks import LastCheckpoint
+from wsl_zoo.checkpointing import LastCheckpoint
 from wsl_zoo.data.base import ZooDataModule
 from wsl_zoo.data.synthetic import SceneSource
 from wsl_zoo.methods import CAMClassifier

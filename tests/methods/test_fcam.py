@@ -8,8 +8,8 @@ from torch.nn import functional as F
 import wsl_zoo
 from tests.cases import fill, tiny_data, trainer, unannotated
 from tests.cases.stages import SMALL, filled_classifier, save
-from wsl_zoo.callbacks import LastCheckpoint
 from wsl_zoo.cams import normalize_map
+from wsl_zoo.checkpointing import LastCheckpoint
 from wsl_zoo.data import ZooDataModule
 from wsl_zoo.data.transforms import Sample
 from wsl_zoo.methods import FCAM, CAMClassifier, HaS

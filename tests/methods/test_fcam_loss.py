@@ -7,7 +7,7 @@ from torch.nn import functional as F
 import wsl_zoo
 from tests.cases import tiny_data, trainer
 from tests.methods.test_fcam import batch_of, model_of
-from wsl_zoo.callbacks import BestCheckpoint
+from wsl_zoo.checkpointing import BestCheckpoint
 from wsl_zoo.methods import SupervisedUNet
 from wsl_zoo.types import Output
 

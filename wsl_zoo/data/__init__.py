@@ -2,8 +2,10 @@
 
 from wsl_zoo.data.base import ZooDataModule
 from wsl_zoo.data.camelyon16 import Camelyon16Data
+from wsl_zoo.data.camelyon17 import Camelyon17Data
 from wsl_zoo.data.cub import CUBData
 from wsl_zoo.data.davis import DAVISData
+from wsl_zoo.data.ebhi import EBHIData
 from wsl_zoo.data.flowers import FlowersData
 from wsl_zoo.data.folder import FolderData, UnlabelledImages
 from wsl_zoo.data.glas import GlaSData
@@ -19,8 +21,10 @@ from wsl_zoo.data.youtube_objects import YouTubeObjectsData
 __all__ = [
     "CUBData",
     "Camelyon16Data",
+    "Camelyon17Data",
     "DAVISData",
     "DataError",
+    "EBHIData",
     "FlowersData",
     "FolderData",
     "GlaSData",

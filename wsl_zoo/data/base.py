@@ -318,7 +318,8 @@ class ZooDataModule(LightningDataModule, ABC):
         train = split == "train"
         return {
             "seed": self.seed,
-            "annotations": not train or self._training_reads_annotations(),
+            "annotations": not train or self._training_reads("mask", "boxes"),
+            "labels": not train or self._training_reads("label"),
             "cache": self.cache,
             "cams": self.cams if train else None,
         }
@@ -335,17 +336,20 @@ class ZooDataModule(LightningDataModule, ABC):
             split: The split.
             only: Positions of the samples to load; None: all.
         """
-        dataset = ZooDataset(self.sources[split], self.eval_size, annotations=False, only=only)
+        labels = split != "train" or self._training_reads("label")
+        source = self.sources[split]
+        dataset = ZooDataset(source, self.eval_size, annotations=False, labels=labels, only=only)
         return self._loader(dataset, train=False)
 
     def drawn(self, epochs: int) -> Sequence[int]:
         """Return the positions of the training samples that the first epochs see."""
         return range(len(self.sources["train"]) if epochs else 0)
 
-    def _training_reads_annotations(self) -> bool:
+    def _training_reads(self, *what: str) -> bool:
+        """Return whether the method in training reads one of "label", "mask", "boxes"."""
         module = getattr(self.trainer, "lightning_module", None)
-        needs: frozenset[str] = getattr(module, "needs", frozenset())
-        return bool(needs & {"mask", "boxes"})
+        needs: frozenset[str] = getattr(module, "needs", frozenset({"label"}))
+        return bool(needs & set(what))
 
     def _loader(self, dataset: ZooDataset, *, train: bool) -> DataLoader[Any]:
         trainer = self.trainer

@@ -23,67 +23,41 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from wsl_zoo.data.base import ZooDataModule
 from wsl_zoo.data.lists import read_list
 from wsl_zoo.data.manifest import DataError, Record, Splits
-from wsl_zoo.data.metadata import draw, read_split
+from wsl_zoo.data.patches import CLASSES, TUMOR, TumorPatches
 
-CLASSES = ["normal", "tumor"]
-NORMAL, TUMOR = range(2)
 FOLDS = 5
 LISTS = {"train": "train", "valcl": "valid", "test": "test"}
 SLIDE = re.compile(r"(?:normal|tumor|test)_[0-9]+", re.IGNORECASE)
 FRACTION = re.compile(r"(?<![0-9.])[01]\.[0-9]+")
 
 
-class Camelyon16Data(ZooDataModule):
+class Camelyon16Data(TumorPatches):
     """Patches of CAMELYON16.
 
     Args:
         root: Folder that the paths of the lists start from.
         metadata: Folder of the lists; default: `root`.
         fold: Fold, 0-4; its fifth of the pool is `valcl`.
-        valpx_per_class: Patches of every class of `valcl` that become `valpx` where no list says.
         min_fraction: Leave out tumor patches whose file name states a smaller metastatic fraction
             (its last decimal number in [0, 1]); 0: keep all. Published lists start at 0.2.
-        split_seed: Seed of the folds and of `valpx` where they are drawn here.
-        **kwargs: See `ZooDataModule`.
+        **kwargs: See `TumorPatches`; `split_seed` is also that of the folds dealt here.
     """
-
-    unannotated = frozenset({"valcl"})
-    shared = (frozenset({"valcl", "valpx"}),)
 
     def __init__(
         self,
         root: str,
         metadata: str | None = None,
         fold: int = 0,
-        valpx_per_class: int = 5,
         min_fraction: float = 0.0,
-        split_seed: int = 0,
         **kwargs: Any,
     ) -> None:
-        super().__init__(**kwargs)
+        super().__init__(root, metadata, **kwargs)
         if fold not in range(FOLDS):
             raise ValueError(f"fold={fold} does not exist: there are folds 0 to {FOLDS - 1}")
-        if valpx_per_class < 1:
-            raise ValueError(f"valpx_per_class={valpx_per_class} must be >= 1")
-        self.root = Path(root)
-        self.metadata = Path(metadata) if metadata is not None else self.root
         self.fold = fold
-        self.valpx_per_class = valpx_per_class
         self.min_fraction = min_fraction
-        self.split_seed = split_seed
-
-    @property
-    def class_names(self) -> list[str]:
-        """Normal (0) and tumor (1)."""
-        return list(CLASSES)
-
-    @property
-    def negative_class(self) -> int:
-        """Normal: no pixel of such a patch is tumor."""
-        return NORMAL
 
     def read(self) -> Splits:
         """Read the lists of the fold, or deal the pool into folds."""
@@ -91,20 +65,10 @@ class Camelyon16Data(ZooDataModule):
         lists = self._lists(problems)
         splits = {name: self._patches(patches, problems) for name, patches in lists.items()}
         if problems:
-            raise DataError(f"CAMELYON16 {self.metadata}", problems)
+            raise DataError(f"{type(self).__name__} {self.metadata}", problems)
         if "valcl" not in splits:
             splits["train"], splits["valcl"] = deal(splits["train"], self.fold, self.split_seed)
-        if "valpx" not in splits:
-            splits["valpx"], _ = draw(splits["valcl"], self.valpx_per_class, self.split_seed)
-        problems = [
-            f"{record.place}: tumor patch {record.image.name} has no mask"
-            for name in ("valpx", "test")
-            for record in splits[name]
-            if record.label == TUMOR and not record.masks
-        ]
-        if problems:
-            raise DataError(f"CAMELYON16 {self.metadata}", problems)
-        return {name: splits[name] for name in ("train", "valcl", "valpx", "test")}
+        return self.complete(splits)
 
     def _lists(self, problems: list[str]) -> Splits:
         """Return the patches as listed, without `valcl` where the lists are those of the pool."""
@@ -117,11 +81,8 @@ class Camelyon16Data(ZooDataModule):
                 for name, file in LISTS.items()
             }
         if folder.is_dir():
-            names = ["train", "valcl", "test"]
-            names += ["valpx"] * (folder / "valpx").is_dir()
-        else:
-            folder, names = self.metadata, ["train", "test"]
-        return {name: read_split(folder / name, self.root, problems, masks=True) for name in names}
+            return self.read_lists(folder, ["train", "valcl", "test"], problems)
+        return self.read_lists(self.metadata, ["train", "test"], problems)
 
     def _patches(self, records: list[Record], problems: list[str]) -> list[Record]:
         patches = []
@@ -133,13 +94,7 @@ class Camelyon16Data(ZooDataModule):
                 elif fraction < self.min_fraction:
                     continue
             slide = SLIDE.search(record.image.as_posix())
-            patches.append(
-                replace(
-                    record,
-                    empty_mask=not record.masks and (record.empty_mask or record.label == NORMAL),
-                    group=slide.group().lower() if slide else "",
-                )
-            )
+            patches.append(replace(record, group=slide.group().lower() if slide else ""))
         return patches
 
 

@@ -93,6 +93,7 @@ class ZooDataset(Dataset[dict[str, Any]]):
         cache: Keep resized samples in memory (per worker process).
         cams: Class maps (N, h, w) in [0, 1] by index, of the whole images; each travels with its
             image as `cam`, resized, cropped and flipped as it is.
+        labels: Give labels; False for training that must not read them.
         only: Indices of the source that make up the data set, in this order; None: all. Samples
             keep their `index` in the source.
 
@@ -110,12 +111,14 @@ class ZooDataset(Dataset[dict[str, Any]]):
         annotations: bool = True,
         cache: bool = False,
         cams: Tensor | None = None,
+        labels: bool = True,
         only: Sequence[int] | None = None,
     ) -> None:
         if cams is not None and len(cams) != len(source):
             raise ValueError(f"{len(cams)} class maps for {len(source)} images")
         self.source = source
         self.cams = cams
+        self.labels = labels
         self.only = only
         self.size = size
         self.augment = augment
@@ -151,12 +154,13 @@ class ZooDataset(Dataset[dict[str, Any]]):
         item: dict[str, Any] = {
             "index": index,
             "valid": valid,
-            "label": sample.label,
             "image": torch.from_numpy(np.ascontiguousarray(sample.image.transpose(2, 0, 1))),
             "group": sample.group,
             "path": sample.path,
             "size": torch.tensor(sample.size),
         }
+        if self.labels:
+            item["label"] = sample.label
         if sample.raw is not None:
             item["raw"] = torch.from_numpy(np.ascontiguousarray(sample.raw.transpose(2, 0, 1)))
         if sample.cam is not None:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+from collections.abc import Mapping, Sequence
 from functools import partial
 from typing import Any, Literal
 
@@ -11,6 +13,7 @@ from wsl_zoo.data.base import ZooDataModule
 from wsl_zoo.data.dataset import Source
 from wsl_zoo.data.moving import Clip, render_clip
 from wsl_zoo.data.scenes import TEXTURES, render_hue_scene, render_scene
+from wsl_zoo.data.shift import check_shift, shift_image
 from wsl_zoo.data.transforms import Sample
 from wsl_zoo.data.video import VideoDataModule
 
@@ -20,6 +23,7 @@ NEGATIVE = "none"
 
 # Splits are disjoint ranges of the index of scenes or clips.
 SPLIT_OFFSET = {"train": 0, "val": 10_000_000, "test": 20_000_000}
+SHIFT_STREAM = 1  # apart from the numbers that a scene of the same seed and index is drawn from
 RECENT_CLIPS = 4  # kept by a source that keeps few
 
 # A scene's boxes name the last pixel, a sample's the edge after it.
@@ -33,8 +37,50 @@ def _split_counts(classes: int, **counts: int) -> dict[str, int]:
     return counts
 
 
+def class_counts(count: int, proportions: Sequence[float]) -> list[int]:
+    """Divide `count` among classes by the largest remainder; of equal ones, the first class's.
+
+    >>> class_counts(10, [0.5, 0.26, 0.24])
+    [5, 3, 2]
+    """
+    shares = [count * part / math.fsum(proportions) for part in proportions]
+    counts = [math.floor(share) for share in shares]
+    order = sorted(range(len(shares)), key=lambda k: (round(counts[k] - shares[k], 9), k))
+    for k in order[: count - sum(counts)]:
+        counts[k] += 1
+    return counts
+
+
+def check_proportions(proportions: Sequence[float], names: Sequence[str], count: int) -> None:
+    """Refuse parts of classes that are not one each, above 0, 1 in all and an image at least.
+
+    Raises:
+        ValueError: They are none.
+    """
+    given = f"proportions={list(proportions)}"
+    if len(proportions) != len(names):
+        raise ValueError(f"{given}: expected {len(names)} numbers, for {', '.join(names)}")
+    if not all(0 < part <= 1 for part in proportions):
+        raise ValueError(f"{given}: every class needs a part above 0")
+    if abs(math.fsum(proportions) - 1) > 1e-6:
+        raise ValueError(f"{given}: they sum to {math.fsum(proportions):.6g}, not to 1")
+    for name, images in zip(names, class_counts(count, proportions), strict=True):
+        if not images:
+            raise ValueError(f"{given}: of train={count} images class {name!r} would get none")
+
+
+def scenes_of(counts: Sequence[int], offset: int) -> list[int]:
+    """Return the first so many scenes of every class from `offset` on, sorted.
+
+    Of K classes, class k has the scenes k, k + K, k + 2K, ..., so that like counts give a range.
+    """
+    classes = len(counts)
+    first = [offset + (k - offset) % classes for k in range(classes)]
+    return sorted(first[k] + classes * j for k in range(classes) for j in range(counts[k]))
+
+
 class SceneSource:
-    """Scenes of a range of indices.
+    """Scenes of a range of indices, or of those that give classes their proportions.
 
     Args:
         count: How many.
@@ -44,6 +90,8 @@ class SceneSource:
         num_classes: Number K of classes.
         cue: What the class is: "texture" or "hue".
         negatives: With texture, one more class, of scenes without objects.
+        shift: Strengths of the changes of `data/shift.py`; None: none.
+        proportions: Parts of the classes, "none" last; None: successive scenes, alike in number.
     """
 
     has_masks = True
@@ -58,6 +106,8 @@ class SceneSource:
         num_classes: int,
         cue: Cue = "texture",
         negatives: bool = False,
+        shift: Mapping[str, float] | None = None,
+        proportions: Sequence[float] | None = None,
     ) -> None:
         self.count = count
         self.offset = offset
@@ -66,21 +116,27 @@ class SceneSource:
         self.render = partial(RENDER[cue], seed=seed, size=size, num_classes=num_classes)
         if negatives:
             self.render = partial(self.render, negatives=True)
+        self.shift = shift or {}
+        self.scenes: Sequence[int] = range(offset, offset + count)
+        """Index of the scene at every position."""
+        if proportions is not None:
+            self.scenes = scenes_of(class_counts(count, proportions), offset)
 
     def __len__(self) -> int:
         return self.count
 
     def load(self, index: int, *, annotations: bool) -> Sample:
-        """Render scene `index`."""
+        """Render the scene at position `index`."""
         if not 0 <= index < self.count:
             raise IndexError(f"scene {index} of {self.count}")
-        scene = self.render(self.offset + index)
+        number = self.scenes[index]
+        scene = self.render(number)
         return Sample(
-            image=scene.image,
+            image=shift_image(scene.image, self.shift, (self.seed, number, SHIFT_STREAM)),
             label=scene.label,
             mask=scene.mask if annotations else None,
             boxes=scene.boxes + TO_EDGES if annotations else None,
-            path=f"scene-{self.offset + index}",
+            path=f"scene-{number}",
             size=(self.size, self.size),
         )
 
@@ -155,6 +211,10 @@ class SyntheticData(ZooDataModule):
         scene_seed: Seed of the scenes (apart from `seed`, so that runs share their data).
         image_size: Side of the images in pixels.
         cache: Keep rendered scenes in memory.
+        shift: Another domain, for all splits: strengths in [0, 1] of "stain", "blur" and "scanner"
+            (see `data/shift.py`); None: none. Objects, masks and boxes stay where they are.
+        proportions: Part of every class in the training split, in the order of `class_names`;
+            None: alike. The other splits are balanced in any case.
         **kwargs: See `ZooDataModule`.
     """
 
@@ -169,6 +229,8 @@ class SyntheticData(ZooDataModule):
         scene_seed: int = 0,
         image_size: int = 96,
         cache: bool = True,
+        shift: dict[str, float] | None = None,
+        proportions: list[float] | None = None,
         **kwargs: Any,
     ) -> None:
         super().__init__(image_size=image_size, cache=cache, **kwargs)
@@ -184,6 +246,10 @@ class SyntheticData(ZooDataModule):
         self.cue: Cue = cue
         self.negatives = negatives
         self.scene_seed = scene_seed
+        self.shift = check_shift(shift or {})
+        self.proportions = proportions
+        if proportions is not None:
+            check_proportions(proportions, self.class_names, train)
 
     @property
     def class_names(self) -> list[str]:
@@ -208,6 +274,8 @@ class SyntheticData(ZooDataModule):
                 self.classes,
                 self.cue,
                 self.negatives,
+                self.shift,
+                self.proportions if split == "train" else None,
             )
             for split, count in self.counts.items()
         }

@@ -1,7 +1,8 @@
 """Encoders: timm networks with a uniform output, and the other ways to embed an input."""
 
+from wsl_zoo.encoders.bank import FeatureBank, average_norms
 from wsl_zoo.encoders.features import FeatureCache
 from wsl_zoo.encoders.recompute import recomputed
 from wsl_zoo.encoders.timm import Encoder
 
-__all__ = ["Encoder", "FeatureCache", "recomputed"]
+__all__ = ["Encoder", "FeatureBank", "FeatureCache", "average_norms", "recomputed"]

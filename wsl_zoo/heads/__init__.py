@@ -4,6 +4,7 @@ from wsl_zoo.heads.decoder import UNetDecoder
 from wsl_zoo.heads.image_path import ImagePathDecoder
 from wsl_zoo.heads.mil import AttentionMIL
 from wsl_zoo.heads.peaks import PRM
+from wsl_zoo.heads.pixel import PixelHead
 from wsl_zoo.heads.pooling import GAP, WGAP, WILDCAT, LogSumExp, MaxPool, PoolingHead
 
 __all__ = [
@@ -15,6 +16,7 @@ __all__ = [
     "ImagePathDecoder",
     "LogSumExp",
     "MaxPool",
+    "PixelHead",
     "PoolingHead",
     "UNetDecoder",
 ]

@@ -55,3 +55,11 @@ class AttentionMIL(PoolingHead):
         scores = at_least_float32(F.conv2d(features, weight.to(features.dtype)))
         bias = at_least_float32(self.of_classes(self.fc.bias, dim=0))
         return (attention * scores).sum(dim=(2, 3)) + bias, attention
+
+    def anchors(self) -> Tensor:
+        """Return the linear layer's weights `(K, C)`.
+
+        What is clustered beside them is the mean of the features (`embed`), not what a class
+        attends to, as in the published code.
+        """
+        return self.of_classes(self.fc.weight, dim=0)

@@ -77,6 +77,28 @@ class PoolingHead(nn.Module, ABC):
         """Weights `W (K, C)` if logits are W mean_p A(p) + b and maps W A (+ b), else None."""
         return None
 
+    def anchors(self) -> Tensor:
+        """Return the direction `(K, C)` of each class in the space of `embed`.
+
+        The rows of the linear layer that scores pooled features; what source-free adaptation takes
+        for the source's classes.
+
+        Raises:
+            ValueError: This head scores before it pools, so it has none.
+        """
+        weights = self.class_weights()
+        if weights is None:
+            raise ValueError(
+                f"a {type(self).__name__} head has no anchors: use a head that pools features and "
+                "then scores them (wgap, gap, mil)"
+            )
+        return weights
+
+    def classify(self, embedding: Tensor) -> Tensor:
+        """Score pooled features `(B, C)` as those of one position: logits `(B, K)`."""
+        logits: Tensor = self(embedding[:, :, None, None])[0]
+        return logits
+
     def of_classes(self, rows: Tensor, dim: int = 1) -> Tensor:
         """The classes' part of what the rows give: all but the background."""
         return rows.narrow(dim, 1, self.num_classes) if self.background else rows

@@ -1,9 +1,27 @@
 """Losses: tensors in, unweighted scalars out; none knows a batch, a module or a trainer."""
 
+from wsl_zoo.losses.adapt import anchor_contrast, contrastive_domain_discrepancy, suppression_loss
 from wsl_zoo.losses.barrier import ExtendedLogBarrier
 from wsl_zoo.losses.bilateral import bilateral_apply
+from wsl_zoo.losses.clusters import (
+    ClassGaussians,
+    Clusters,
+    Roles,
+    anchored_clusters,
+    centroid_labels,
+    class_gaussians,
+    forget_set,
+    nearest_fraction,
+    overpredicted,
+    prediction_bias,
+)
 from wsl_zoo.losses.crf import DenseCRF, JointColorCRF
-from wsl_zoo.losses.entropy import negative_entropy, pixel_entropy, uniform_cross_entropy
+from wsl_zoo.losses.entropy import (
+    marginal_entropy,
+    negative_entropy,
+    pixel_entropy,
+    uniform_cross_entropy,
+)
 from wsl_zoo.losses.seeds import SAMPLERS, SEED_IGNORE, SeedSampler, seed_loss
 from wsl_zoo.losses.size import BackgroundLarger, EmptyOutside, SizeConstraint, SizeNear
 
@@ -11,16 +29,30 @@ __all__ = [
     "SAMPLERS",
     "SEED_IGNORE",
     "BackgroundLarger",
+    "ClassGaussians",
+    "Clusters",
     "DenseCRF",
     "EmptyOutside",
     "ExtendedLogBarrier",
     "JointColorCRF",
+    "Roles",
     "SeedSampler",
     "SizeConstraint",
     "SizeNear",
+    "anchor_contrast",
+    "anchored_clusters",
     "bilateral_apply",
+    "centroid_labels",
+    "class_gaussians",
+    "contrastive_domain_discrepancy",
+    "forget_set",
+    "marginal_entropy",
+    "nearest_fraction",
     "negative_entropy",
+    "overpredicted",
     "pixel_entropy",
+    "prediction_bias",
     "seed_loss",
+    "suppression_loss",
     "uniform_cross_entropy",
 ]

@@ -4,7 +4,9 @@
 in its published runs. `uniform_cross_entropy`: H(q, p) to the uniform q, what min-max entropy
 (arXiv 1907.12934) and the surrogate of max-min uncertainty (SEM; IEEE TMI 2022, arXiv 2011.07221)
 make small on the background, so that no class is favoured there. `negative_entropy`: -H(p), its
-explicit form (EEM), whose gradient vanishes for a certain p.
+explicit form (EEM), whose gradient vanishes for a certain p. `marginal_entropy`: H(mean_b p_b),
+the diversity that SHOT (ICML 2020, arXiv 2002.08546) makes large while -`negative_entropy`, the
+entropy of each image, becomes small.
 """
 
 import math
@@ -54,6 +56,23 @@ def negative_entropy(logits: Tensor, base: float = math.e) -> Tensor:
     """
     logarithm = _log_softmax(logits)
     return (logarithm.exp() * logarithm).sum(dim=1) / math.log(base)
+
+
+def marginal_entropy(probs: Tensor, base: float = math.e) -> Tensor:
+    """Return the entropy of the mean prediction, -sum_k m_k log m_k with m = mean_b p_b.
+
+    Args:
+        probs: `(B, K)`, probabilities of a batch, of all processes' batches, or of a data set.
+        base: Of the logarithm: 2 in the histology code of SHOT.
+
+    Returns:
+        A scalar in [0, log K], at least float32. Its gradient is finite where a class has mean
+        probability 0.
+    """
+    half = probs.dtype in (torch.float16, torch.bfloat16)
+    mean = (probs.float() if half else probs).mean(dim=0)
+    logarithm = mean.clamp_min(torch.finfo(mean.dtype).tiny).log()
+    return -(mean * logarithm).sum() / math.log(base)
 
 
 def _log_softmax(logits: Tensor) -> Tensor:

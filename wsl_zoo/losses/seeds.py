@@ -11,6 +11,8 @@ Samplers by name, with N = H W pixels, `fg` and `bg` draws per image, all withou
 uniform in the floor(min_p N) lowest activations.
 "probability" (NEGEV): foreground in proportion to C, background by `bg_law`, in the whole image.
 "probability_negative_area": likewise, background in the floor(min_p N) lowest activations.
+"pixelcam" (PixelCAM): foreground as "probability", background uniform in the floor(min_p N) lowest
+activations.
 "uniform": foreground uniform in the floor(max_p card(ROI)) highest activations of a region of
 interest, background as "threshold".
 "weighted" (TCAM, CoLo-CAM): likewise, foreground in proportion to C.
@@ -21,6 +23,7 @@ that would empty a region is left out in batches too; all images are drawn at on
 """
 
 from abc import ABC, abstractmethod
+from collections.abc import Sequence
 from typing import Any, Literal
 
 import torch
@@ -120,6 +123,16 @@ class SeedSampler(nn.Module, ABC):
         """Draw background pixels of maps `(B, H, W)`: uniformly in `low_region`."""
         region = self.low_region(cam).flatten(1)
         return draw_uniform(region, self.bg, share(self.min_p, cam), generator)
+
+    @torch.no_grad()
+    def everywhere(self, shape: Sequence[int], generator: torch.Generator) -> Tensor:
+        """Draw background alone, uniformly in whole images: seeds of a shape `(B, H, W)`."""
+        seeds = torch.full(tuple(shape), SEED_IGNORE, device=generator.device).flatten(1)
+        region = torch.ones_like(seeds, dtype=torch.bool)
+        draw = draw_uniform(region, self.bg, region.shape[1], generator)
+        flat = torch.zeros(tuple(shape), device=generator.device)
+        self._label(seeds, draw, region[:, :1], flat, label=0)
+        return seeds.view(flat.shape)
 
     def low_region(self, cam: Tensor) -> Tensor:
         """Mark the floor(min_p N) lowest activations of maps `(B, H, W)`."""
@@ -251,6 +264,42 @@ class ProbabilityNegativeAreaSampler(ProbabilitySampler):
         return super().low_weights(cam) * self.low_region(cam)
 
 
+class PixelCAMSampler(ProbabilitySampler):
+    """PixelCAM's: foreground in proportion to the activation, background uniform in the lowest.
+
+    The published background weights 1 - C / sum C are uniform to about 1e-5 at 224 x 224, and stand
+    beside the wrong pixels (indices in sorted order, candidates in raster order): they are uniform.
+
+    Args:
+        fg: Foreground pixels drawn per image; searched over 1, 5, 10, 20.
+        bg: Background pixels drawn per image.
+        ksz: Odd side of the square that a drawn pixel labels.
+        min_p: Lowest fraction of the image where the background is drawn. Published: 0.2 is what
+            ran (the option that asks for 0.4 is ignored there).
+        heat: Option `Heating.heat` of the foreground's weights; None: not heated.
+        heat_min: See `Heating`.
+        uniform_epoch: See `Heating`.
+    """
+
+    def __init__(
+        self,
+        fg: int = 5,
+        bg: int = 5,
+        ksz: int = 1,
+        min_p: float = 0.2,
+        heat: float | None = None,
+        heat_min: float = 1.0,
+        uniform_epoch: int | None = None,
+    ) -> None:
+        super().__init__(fg, bg, ksz, heat=heat, heat_min=heat_min, uniform_epoch=uniform_epoch)
+        require_fraction(min_p=min_p)
+        self.min_p = min_p
+
+    def background(self, cam: Tensor, generator: torch.Generator | None) -> Draw:
+        """Draw uniformly in `low_region`."""
+        return SeedSampler.background(self, cam, generator)
+
+
 class UniformSampler(SeedSampler):
     """TCAM's and CoLo-CAM's with uniform foreground: in the highest part of a region of interest.
 
@@ -375,6 +424,7 @@ SAMPLERS: dict[str, type[SeedSampler]] = {
     "threshold": ThresholdSampler,
     "probability": ProbabilitySampler,
     "probability_negative_area": ProbabilityNegativeAreaSampler,
+    "pixelcam": PixelCAMSampler,
     "uniform": UniformSampler,
     "weighted": WeightedSampler,
 }

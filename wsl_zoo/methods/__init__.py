@@ -2,9 +2,11 @@
 
 from wsl_zoo.methods.acol import ACoL
 from wsl_zoo.methods.active import ActiveWeakAnnotator
+from wsl_zoo.methods.adadsa import AdaDSA
 from wsl_zoo.methods.adl import ADL
 from wsl_zoo.methods.base import ZooModule
 from wsl_zoo.methods.cam import CAMClassifier
+from wsl_zoo.methods.cdcl import CDCL
 from wsl_zoo.methods.colocam import CoLoCAM
 from wsl_zoo.methods.cutmix import CutMix
 from wsl_zoo.methods.fcam import FCAM
@@ -13,8 +15,12 @@ from wsl_zoo.methods.maxmin import MaxMin
 from wsl_zoo.methods.minmax_entropy import MinMaxEntropy
 from wsl_zoo.methods.negev import NEGEV
 from wsl_zoo.methods.nlccam import NLCCAM
+from wsl_zoo.methods.pixelcam import PixelCAM
 from wsl_zoo.methods.sat import SAT
 from wsl_zoo.methods.scm import SCM
+from wsl_zoo.methods.sfdadep import SFDADeP
+from wsl_zoo.methods.sfde import SFDE
+from wsl_zoo.methods.shot import SHOT
 from wsl_zoo.methods.spg import SPG
 from wsl_zoo.methods.tcam import TCAM
 from wsl_zoo.methods.tscam import TSCAM
@@ -22,22 +28,28 @@ from wsl_zoo.methods.unet import SupervisedUNet
 
 __all__ = [
     "ADL",
+    "CDCL",
     "FCAM",
     "NEGEV",
     "NLCCAM",
     "SAT",
     "SCM",
+    "SFDE",
+    "SHOT",
     "SPG",
     "TCAM",
     "TSCAM",
     "ACoL",
     "ActiveWeakAnnotator",
+    "AdaDSA",
     "CAMClassifier",
     "CoLoCAM",
     "CutMix",
     "HaS",
     "MaxMin",
     "MinMaxEntropy",
+    "PixelCAM",
+    "SFDADeP",
     "SupervisedUNet",
     "ZooModule",
 ]

@@ -61,7 +61,7 @@ class ActiveWeakAnnotator(SecondStage):
         ValueError: A weight below 0, or as the decoder says.
     """
 
-    needs: ClassVar[frozenset[str]] = frozenset({"mask"})
+    needs: ClassVar[frozenset[str]] = frozenset({"label", "mask"})
     fixed_threshold: ClassVar[float | None] = 0.5
     judge: ClassVar[str | None] = "image_dice"
 

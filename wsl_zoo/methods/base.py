@@ -70,8 +70,10 @@ class ZooModule(Evaluated, ABC):
         seed: Fixes what is drawn in a training step, with the epoch and the step.
     """
 
-    needs: ClassVar[frozenset[str]] = frozenset()
-    """Annotations that training reads: "mask", "boxes". Most methods read none."""
+    needs: ClassVar[frozenset[str]] = frozenset({"label"})
+    """What training reads of "label", "mask" and "boxes"; data modules give it nothing else."""
+    selects_from_start: ClassVar[bool] = False
+    """Whether what stands before the first step is a candidate for the best checkpoints."""
 
     def __init__(
         self,

@@ -24,6 +24,8 @@ class Evaluated(LightningModule):
     num_classes: int
     fixed_threshold: ClassVar[float | None] = None
     """Threshold of maps by definition of the method; None: it is chosen on validation."""
+    measures_bias: ClassVar[bool] = False
+    """Whether it is of interest how unevenly classes are predicted."""
     judge: ClassVar[str | None] = None
     """Metric that `best_loc` is chosen by; None: the data module says (`selection`)."""
 
@@ -53,7 +55,9 @@ class Evaluated(LightningModule):
     def _start_metrics(self, stage: str, thresholds: Thresholds | None = None) -> None:
         corloc = getattr(getattr(self.trainer, "datamodule", None), "corloc", False)
         for name in self._split_names(stage):
-            metrics = SplitMetrics(self.num_classes, thresholds, corloc=corloc)
+            metrics = SplitMetrics(
+                self.num_classes, thresholds, corloc=corloc, bias=self.measures_bias
+            )
             self.metrics[name] = metrics.to(self.device)
 
     def on_validation_start(self) -> None:
@@ -104,7 +108,7 @@ class Evaluated(LightningModule):
             values, thresholds = self.metrics[name].compute()
             if thresholds.map is not None:
                 chosen[name] = self._with_fixed(thresholds)
-            self._log_metrics(name, values)
+            self._log_metrics(name, values | self.metrics[name].shares())
         if chosen and not self.trainer.sanity_checking:
             # The same split that `best_loc` is chosen on, else the first that has a threshold.
             select = getattr(getattr(self.trainer, "datamodule", None), "selection", None)

@@ -27,21 +27,23 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from wsl_zoo.cams.normalize import normalize_map, resize_maps
-from wsl_zoo.checkpoints import load_checkpoint, read_checkpoint
-from wsl_zoo.data import ZooDataModule
-from wsl_zoo.data.transforms import denormalize, normalize
+from wsl_zoo.cams.normalize import resize_maps
+from wsl_zoo.checkpoints import read_checkpoint
+from wsl_zoo.data.transforms import denormalize
 from wsl_zoo.heads import UNetDecoder
 from wsl_zoo.losses import SAMPLERS, DenseCRF, SizeConstraint, pixel_entropy, seed_loss
 from wsl_zoo.methods.base import ZooModule
 from wsl_zoo.methods.cam import CAMClassifier, Map, build
+from wsl_zoo.methods.seeding import Seeded
 from wsl_zoo.methods.stage2 import SecondStage
 from wsl_zoo.types import Batch, Output, Target
 
-Sampler = Literal["threshold", "probability", "probability_negative_area", "uniform", "weighted"]
+Sampler = Literal[
+    "threshold", "probability", "probability_negative_area", "pixelcam", "uniform", "weighted"
+]
 
 
-class FCAM(SecondStage):
+class FCAM(Seeded, SecondStage):
     """Frozen classifier and a decoder trained on pixels drawn from its class maps.
 
     Defaults are those of CUB with a ResNet-50: SGD at a constant rate of 0.01, 50 epochs, batches
@@ -56,7 +58,7 @@ class FCAM(SecondStage):
             be drawn) are read once, kept small (N, h, w), and cropped and flipped with the images;
             "live": read anew from every augmented image. They are not the same maps.
         sampler: How seeds are drawn: "threshold" (F-CAM: Otsu, eroded), "probability" (NEGEV),
-            "probability_negative_area", "uniform" and "weighted" (TCAM, CoLo-CAM).
+            "probability_negative_area", "pixelcam", "uniform" and "weighted" (TCAM, CoLo-CAM).
         sampler_args: Arguments of the sampler, e.g. `{"min_p": 0.2}`; see `wsl_zoo.losses.seeds`.
         seed_weight: Weight of the cross-entropy on seeds.
         crf_weight: Weight of the dense CRF loss; 2e-9 belongs to the permutohedral lattice.
@@ -114,118 +116,69 @@ class FCAM(SecondStage):
             if term not in self.terms or len(window) != 2:
                 known = ", ".join(self.terms)
                 raise ValueError(f"windows={{{term!r}: {window}}}: give [first, last] for {known}")
-        self.decoder = UNetDecoder(
-            self.encoder.channels, self.encoder.strides, **(decoder_args or {})
-        )
+        self.decoder = self.make_decoder(decoder_args or {})
         self.sampler = build("sampler", SAMPLERS, sampler, sampler_args)
         self.crf = DenseCRF(**(crf_args or {}))
         self.size = SizeConstraint(**(size_args or {}))
-        # In a list, so that it is no part of the weights: a trained model needs no seeder.
-        self._seeder: list[ZooModule] = []
         self._best: list[nn.Module] = []
         self._best_of_epoch = -1
 
-    # Stage 1 -----------------------------------------------------------------------------------
+    def make_decoder(self, options: dict[str, Any]) -> nn.Module:
+        """Return what stage 2 trains, of `decoder_args`."""
+        return UNetDecoder(self.encoder.channels, self.encoder.strides, **options)
 
-    @property
-    def seeder(self) -> ZooModule:
-        """The model whose class maps seed, in eval mode; read at the first use.
-
-        Raises:
-            ValueError: Neither `seeder` nor `classifier` is given, or it knows other classes.
-        """
-        if not self._seeder:
-            h = self.hparams
-            path = h["seeder"] or h["classifier"]
-            if path is None:
-                raise ValueError(
-                    f"{type(self).__name__} needs a model to seed from: --model.seeder "
-                    "runs/.../checkpoints/best_loc.ckpt"
-                )
-            source = load_checkpoint(path).to(self.device)
-            self.check_stage_1("seeder", path, source)
-            if h["cam"] is not None:
-                if not isinstance(source, CAMClassifier):
-                    raise ValueError(
-                        f"cam={h['cam']!r}: seeder={path} is a {type(source).__name__}, which has "
-                        "a map of its own"
-                    )
-                source.read_map(h["cam"], h["cam_layer"], h["cam_args"])
-            self._seeder = [source.requires_grad_(requires_grad=False)]
-        return self._seeder[0]
-
-    def on_fit_start(self) -> None:
-        """Read stage 1; with `cam_source="cached"`, read the class maps of all training images."""
-        super().on_fit_start()
-        self._seeder.clear()
-        self._best_of_epoch = -1
-        data = getattr(self.trainer, "datamodule", None)
-        if isinstance(data, ZooDataModule):
-            data.cams = None  # those of another fit
-        if self.hparams["cam_source"] == "cached":
-            self._cache_cams(data)
-
-    def _cache_cams(self, data: Any) -> None:
-        if not isinstance(data, ZooDataModule):
-            raise ValueError(
-                'cam_source="cached" needs a data module of wsl_zoo, which cuts the maps as it '
-                'cuts the images; with other loaders use cam_source="live"'
-            )
-        cams = torch.zeros(0)
-        epochs = self.trainer.max_epochs
-        drawn = data.drawn(epochs) if epochs is not None and epochs >= 0 else None
-        for batch in data.whole_images("train", self.seeded_from(drawn, data)):
-            batch = data.transfer_batch_to_device(batch, self.device, 0)
-            maps = self.seed_maps(data.on_after_batch_transfer(batch, 0))
-            if not len(cams):
-                cams = maps.new_zeros(len(data.sources["train"]), *maps.shape[1:])
-            own = batch["valid"]
-            cams[batch["index"][own]] = maps[own]
-        # Every process has read its share; those of the others are zero.
-        cams = self.trainer.strategy.reduce(cams, reduce_op="sum").cpu()
-        data.cams = self.pooled(cams, data)
-
-    def seeded_from(self, drawn: Sequence[int] | None, data: Any) -> Sequence[int] | None:
-        """Return the training samples of `data` whose maps those `drawn` need; None: all."""
-        return drawn
-
-    def pooled(self, cams: Tensor, data: Any) -> Tensor:
-        """Return the maps (N, h, w) to seed from, of those of all training images of `data`."""
-        return cams
+    def decode(self, decoder: nn.Module, output: Output, size: Sequence[int]) -> Tensor:
+        """Return a decoder's logits (B, 2, *size) for the features of an output."""
+        logits: Tensor = decoder(output.pyramid, size)
+        return logits
 
     # Seeds -------------------------------------------------------------------------------------
 
-    def seed_maps(self, batch: Batch) -> Tensor:
-        """Read the seeder's maps of the labels: (B, h, w) in [0, 1], a constant one becomes 0."""
-        seeder = self.seeder
-        # Without paths: a classifier that keeps features by path would take a crop for the image.
-        own: Any = {key: value for key, value in batch.items() if key != "path"}
-        encoder = seeder.encoder
-        if "raw" in batch and (encoder.mean, encoder.std) != (self.encoder.mean, self.encoder.std):
-            own["image"] = normalize(batch["raw"], encoder.mean, encoder.std)
-        with torch.no_grad():
-            maps = seeder.class_map(own, seeder(own), batch["label"])
-        return normalize_map(maps, relu=seeder.drops_negative)
+    @property
+    def seeder_path(self) -> str | None:
+        """`seeder`, else `classifier`."""
+        path: str | None = self.hparams["seeder"] or self.hparams["classifier"]
+        return path
+
+    @property
+    def caches_cams(self) -> bool:
+        """Whether `cam_source` is "cached"."""
+        return bool(self.hparams["cam_source"] == "cached")
+
+    def prepare_seeder(self, path: str, source: ZooModule) -> None:
+        """Refuse a seeder that knows other classes; let it read `cam`."""
+        h = self.hparams
+        self.check_stage_1("seeder", path, source)
+        if h["cam"] is not None:
+            if not isinstance(source, CAMClassifier):
+                raise ValueError(
+                    f"cam={h['cam']!r}: seeder={path} is a {type(source).__name__}, which has "
+                    "a map of its own"
+                )
+            source.read_map(h["cam"], h["cam_layer"], h["cam_args"])
+
+    def on_fit_start(self) -> None:
+        """Read stage 1 and, with `cam_source="cached"`, the class maps of all training images."""
+        super().on_fit_start()
+        self._best_of_epoch = -1
 
     def seeds(self, batch: Batch, output: Output) -> Tensor:
         """Draw seeds (B, H, W) int64: 1 foreground, 0 background, -255 neither."""
         assert output.map is not None
+        size = output.map.shape[-2:]
         start = self.hparams["self_training_epoch"]
         if start is not None and self.current_epoch + 1 >= start:
             cams = self._best_map(output)
-        elif "cam" in batch:
-            cams = batch["cam"]
         else:
-            cams = self.seed_maps(batch)
-        cams = resize_maps(cams.float(), output.map.shape[-2:])
-        # The step's seed, in a stream of its own: what else is drawn does not change the seeds.
-        generator = torch.Generator(cams.device).manual_seed(torch.initial_seed())
-        seeds: Tensor = self.sampler(cams, generator)
-        return seeds
+            cams = self.cams_of(batch, size)
+        return self.draw_seeds(cams, self.everywhere_background(batch))
+
+    def everywhere_background(self, batch: Batch) -> Tensor | None:
+        """Return which images (B,) get background seeds alone, from everywhere; None: none."""
+        return None
 
     def _best_map(self, output: Output) -> Tensor:
         """Return the map of the best decoder so far, (B, H, W)."""
-        assert output.pyramid is not None
         assert output.map is not None
         if self._best_of_epoch != self.current_epoch:
             kept = {
@@ -243,7 +196,7 @@ class FCAM(SecondStage):
             self._best = [best.eval()]
             self._best_of_epoch = self.current_epoch
         with torch.no_grad():
-            logits = self._best[0](output.pyramid, output.map.shape[-2:])
+            logits = self.decode(self._best[0], output, output.map.shape[-2:])
         return foreground(logits)
 
     # Forward and loss --------------------------------------------------------------------------
@@ -252,12 +205,9 @@ class FCAM(SecondStage):
         """Return `logits` (B, K), `map` Z (B, 2, H, W), `final` and `pyramid` (detached)."""
         image = batch["image"]
         logits, final, levels = self.classify(image)
-        return Output(
-            logits=logits,
-            map=self.decoder(levels, image.shape[-2:]),
-            final=final,
-            pyramid=levels,
-        )
+        output = Output(logits=logits, final=final, pyramid=levels)
+        output.map = self.decode(self.decoder, output, image.shape[-2:])
+        return output
 
     def is_on(self, term: str) -> bool:
         """Return whether a term is on in this epoch, which are counted from 1."""

@@ -18,17 +18,16 @@ from __future__ import annotations
 
 from typing import Any
 
-import torch
 from torch import Tensor
 from torch.nn import functional as F
 
 from wsl_zoo.losses import SEED_IGNORE
 from wsl_zoo.methods.fcam import FCAM, Sampler
-from wsl_zoo.methods.negatives import mean_over, negative_class
+from wsl_zoo.methods.negatives import WithNegatives, mean_over
 from wsl_zoo.types import Batch, Output
 
 
-class NEGEV(FCAM):
+class NEGEV(FCAM, WithNegatives):
     """Decoder trained on positive and negative evidence of a frozen classifier.
 
     Defaults are those of GlaS with a ResNet-50: SGD from 0.1, divided by ten every 250 of 1,000
@@ -60,6 +59,7 @@ class NEGEV(FCAM):
         **kwargs: Any,
     ) -> None:
         super().__init__(
+            negatives=negatives,
             sampler=sampler,
             crf_weight=crf_weight,
             size_weight=size_weight,
@@ -68,26 +68,6 @@ class NEGEV(FCAM):
             min_lr=min_lr,
             **kwargs,
         )
-        self.negative_class: int | None = None
-        """The class whose images are background all over; the data set's, known in `setup`."""
-
-    def setup(self, stage: str) -> None:
-        """Ask the data set for its fully negative class.
-
-        Raises:
-            ValueError: It has none, but `negatives=True`.
-        """
-        super().setup(stage)
-        wanted = self.hparams["negatives"]
-        data = getattr(self.trainer, "datamodule", None)
-        found = negative_class(data, "negatives=True" if stage == "fit" and wanted else None)
-        self.negative_class = None if wanted is False else found
-
-    def is_negative(self, batch: Batch) -> Tensor:
-        """Return which images are background all over, (B,) bool."""
-        if self.negative_class is None:
-            return torch.zeros_like(batch["label"], dtype=torch.bool)
-        return batch["label"] == self.negative_class
 
     def seeds(self, batch: Batch, output: Output) -> Tensor:
         """Draw the seeds of F-CAM, none in negative images."""

@@ -102,18 +102,7 @@ class SecondStage(ZooModule):
         if not isinstance(source, CAMClassifier):
             raise ValueError(f"classifier={path} holds a {type(source).__name__}: no CAMClassifier")
         self.check_stage_1("classifier", path, source)
-        for name in SAME_AS_STAGE_1:
-            own, theirs = self.hparams[name], source.hparams[name]
-            if own != theirs:
-                raise ValueError(
-                    f"classifier={path} was trained with {name}={theirs!r}, this model has "
-                    f"{own!r}: set model.{name} to {theirs!r}"
-                )
-        if source.encoder.mean != self.encoder.mean or source.encoder.std != self.encoder.std:
-            raise ValueError(
-                f"classifier={path} saw images normalised with mean {source.encoder.mean} and std "
-                f"{source.encoder.std}, this model has {self.encoder.mean} and {self.encoder.std}"
-            )
+        check_same_network(self, "classifier", path, source)
         self.encoder.load_state_dict(source.encoder.state_dict())
         self.head.load_state_dict(source.head.state_dict())
 
@@ -128,3 +117,23 @@ class SecondStage(ZooModule):
                 f"{what}={path} knows the classes {', '.join(source.class_names)}, this model "
                 f"{', '.join(self.class_names)}"
             )
+
+
+def check_same_network(model: ZooModule, what: str, path: str, source: ZooModule) -> None:
+    """Refuse a model to start from whose encoder or head is another.
+
+    Raises:
+        ValueError: It is; names the option, and what would be right.
+    """
+    for name in SAME_AS_STAGE_1:
+        own, theirs = model.hparams[name], source.hparams[name]
+        if own != theirs:
+            raise ValueError(
+                f"{what}={path} was trained with {name}={theirs!r}, this model has "
+                f"{own!r}: set model.{name} to {theirs!r}"
+            )
+    if source.encoder.mean != model.encoder.mean or source.encoder.std != model.encoder.std:
+        raise ValueError(
+            f"{what}={path} saw images normalised with mean {source.encoder.mean} and std "
+            f"{source.encoder.std}, this model has {model.encoder.mean} and {model.encoder.std}"
+        )

@@ -33,7 +33,7 @@ class SupervisedUNet(FCAM):
         ValueError: A training batch has neither masks nor boxes.
     """
 
-    needs: ClassVar[frozenset[str]] = frozenset({"mask", "boxes"})
+    needs: ClassVar[frozenset[str]] = frozenset({"label", "mask", "boxes"})
 
     def __init__(
         self,

@@ -5,6 +5,7 @@ value on several processes equals the value on one, bit for bit, as long as padd
 marked `valid=False`.
 """
 
+from wsl_zoo.metrics.bias import PredictionBias
 from wsl_zoo.metrics.boxes import BoxAcc, BoxAccV2, BoxLocalization, MaxBoxAcc, MaxBoxAccV2
 from wsl_zoo.metrics.contours import boxes_from_map
 from wsl_zoo.metrics.corloc import CorLoc
@@ -23,6 +24,7 @@ __all__ = [
     "MeanIoUAtThreshold",
     "PeakIoU",
     "PixelCurve",
+    "PredictionBias",
     "Prevalence",
     "PxAP",
     "RateAtThreshold",

@@ -21,7 +21,8 @@ from torch import Tensor, nn
 from torchmetrics import Metric, MetricCollection
 from torchmetrics.classification import MulticlassAccuracy
 
-from wsl_zoo.metrics.base import IGNORE
+from wsl_zoo.metrics.base import IGNORE, synced
+from wsl_zoo.metrics.bias import PredictionBias
 from wsl_zoo.metrics.boxes import BoxAcc, BoxAccV2, BoxLocalization, MaxBoxAcc, MaxBoxAccV2
 from wsl_zoo.metrics.corloc import CorLoc
 from wsl_zoo.metrics.dice import DiceAtThreshold, ImageDice
@@ -74,13 +75,15 @@ class _BalancedAccuracy(MulticlassAccuracy):
         return (hits[occurs] / (hits + misses)[occurs]).mean()
 
 
-def _classification(num_classes: int) -> MetricCollection:
+def _classification(num_classes: int, bias: bool) -> MetricCollection:
     metrics: dict[str, Metric | MetricCollection] = {
         "acc": MulticlassAccuracy(num_classes, average="micro"),
         "balanced_acc": _BalancedAccuracy(num_classes, average="macro"),
     }
     if num_classes > TOP:
         metrics["top5_acc"] = MulticlassAccuracy(num_classes, average="micro", top_k=TOP)
+    if bias:
+        metrics["bias"] = PredictionBias(num_classes, normalize=True)
     return MetricCollection(metrics)
 
 
@@ -126,14 +129,20 @@ class SplitMetrics(nn.Module):
         num_classes: Number K of classes.
         thresholds: Map thresholds chosen on validation, for the values at fixed thresholds.
         corloc: The split holds frames of videos: CorLoc too, where there are boxes.
+        bias: Also how unevenly classes are predicted (`bias`, `shares`).
     """
 
     def __init__(
-        self, num_classes: int, thresholds: Thresholds | None = None, *, corloc: bool = False
+        self,
+        num_classes: int,
+        thresholds: Thresholds | None = None,
+        *,
+        corloc: bool = False,
+        bias: bool = False,
     ) -> None:
         super().__init__()
         thresholds = Thresholds() if thresholds is None else thresholds
-        self.classification = _classification(num_classes)
+        self.classification = _classification(num_classes, bias)
         self.pixels = _pixels(thresholds.pixels)
         self.boxes = _boxes(num_classes, thresholds, corloc)
         self._seen: set[str] = set()
@@ -198,6 +207,17 @@ class SplitMetrics(nn.Module):
             if not math.isnan(pixels):  # some pixel is foreground
                 best = replace(best, pixels=pixels)
         return {k: v for k, v in values.items() if not torch.isnan(v)}, best
+
+    def shares(self) -> dict[str, Tensor]:
+        """Return the share of predictions of each class, `share_<k>`; empty without `bias`.
+
+        All processes must call this.
+        """
+        metric = dict(self.classification.items()).get("bias")
+        if not isinstance(metric, PredictionBias) or "classification" not in self._seen:
+            return {}
+        with synced(metric):
+            return {f"share_{k}": share for k, share in enumerate(metric.shares())}
 
     def per_class(self) -> dict[str, Tensor]:
         """Return CorLoc of every class by name, `(K,)` each, NaN of a class without frames.
