@@ -20,6 +20,7 @@ OUTER = {
     "annotate",
     "jobs",
     "callbacks",
+    "checkpointing",
     "reports",
     "plots",
     "export",

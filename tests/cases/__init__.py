@@ -6,7 +6,7 @@ one fails the tests.
 
 import importlib
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -48,14 +48,18 @@ class Case:
         golden: Total loss of the first training batch with weights from `fill`.
         learns: Train briefly; return what was reached and what must be exceeded.
         data: Its data, tiny.
-        float_inputs: Batch keys that eval-mode batching is tested with.
+        batch_tolerance: By how much an image's output may depend on its batch.
+        count: Images of the batch that the golden loss is of.
+        ready: Give a model what it finds when training starts, for losses without a fit.
     """
 
     arguments: Callable[[Path], dict[str, Any]]
     golden: float
     learns: Callable[[Path], dict[str, tuple[float, float]]]
     data: Callable[..., ZooDataModule] = tiny_data
-    batch_tolerance: float = field(default=1e-5)
+    batch_tolerance: float = 1e-5
+    count: int = 4
+    ready: Callable[[Any], None] = lambda model: None
 
 
 def case_of(name: str) -> Case:

@@ -42,13 +42,13 @@ class MixedNorm(nn.Module):
         if not 0 < alpha < 1:
             raise ValueError(f"alpha={alpha} must lie in (0, 1)")
         self.norm = norm
-        self.theta = nn.Parameter(torch.tensor(math.log(alpha / (1 - alpha))))
+        self.theta = nn.Parameter(torch.tensor([math.log(alpha / (1 - alpha))]))
         self.register_buffer("target_mean", norm.running_mean.clone())
         self.register_buffer("target_var", norm.running_var.clone())
 
     @property
     def alpha(self) -> Tensor:
-        """a, a scalar in (0, 1): the share of the target."""
+        """a, (1,) in (0, 1): the share of the target."""
         return self.theta.sigmoid()
 
     def statistics(self) -> tuple[Tensor, Tensor]:
