@@ -126,6 +126,35 @@ def test_a_grid_that_selects_by_pseudo_boxes(tmp_path):
         assert json.loads(value_after("--data.val_roots", job.args)) == roots
 
 
+@pytest.mark.parametrize(
+    ("chosen", "folders"),
+    [
+        (["NEGEV"], ["CAM/seed0", "NEGEV/seed0"]),
+        (["GAP"], ["GAP/seed0"]),
+        (["F-CAM", "GAP"], ["CAM/seed0", "F-CAM/seed0", "GAP/seed0"]),
+    ],
+)
+def test_chosen_methods_bring_what_they_need(tmp_path, chosen, folders):
+    jobs_ = protocols.read_pipeline(write_stages(tmp_path, seeds=[0]))
+    kept = protocols.needed(jobs_, chosen)
+    assert [job for job in jobs_ if job in kept] == kept  # in their order
+    assert sorted(str(job.folder.relative_to(tmp_path / "out")) for job in kept) == folders
+
+
+@pytest.mark.parametrize("given", [["--methods", "NEGEV, GAP"], ["--methods=NEGEV,GAP"]])
+def test_run_takes_methods(tmp_path, launcher, given):
+    main(["run", str(write_stages(tmp_path, seeds=[0])), *given])
+    assert sorted(path.parent.name for path in (tmp_path / "out").glob("*/seed0")) == [
+        "CAM", "GAP", "NEGEV",
+    ]  # fmt: skip
+
+
+def test_unknown_methods_are_refused(tmp_path, launcher, capsys):
+    assert main(["run", str(write_stages(tmp_path)), "--methods", "NEGEF"]) != 0
+    assert "did you mean 'NEGEV'" in capsys.readouterr().err
+    assert not (tmp_path / "out").exists()
+
+
 def test_a_grid_without_seeds_and_folds(tmp_path):
     path = write_grid(tmp_path, seeds=None, folds=None, test=["last"], config=None,
                       methods={"A": {"config": "cam/glas"}})  # fmt: skip

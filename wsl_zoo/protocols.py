@@ -20,7 +20,8 @@
 A run that finished is skipped, one that was killed goes on from its last checkpoint, one that was
 run with other options, or from checkpoints that were made anew since, is refused. Further
 command-line arguments go to every run; `--F-CAM:model.lr 0.1` goes to those of one method. Rounds
-are options as well: `--rounds.count 3`.
+are options as well: `--rounds.count 3`. `--methods "CAM, F-CAM"` runs those and what they need;
+`--methods all`, every one, is the default.
 """
 
 from __future__ import annotations
@@ -166,13 +167,48 @@ def _refuse_unknown(what: str, name: Any, known: Collection[str]) -> None:
         raise ValueError(f"{what} {name!r}; {hint}")
 
 
+def _chosen(args: Sequence[str]) -> tuple[list[str], list[str] | None]:
+    """Take `--methods A,B` out of the arguments; None: all methods."""
+    rest, chosen = [], None
+    queue = list(args)
+    while queue:
+        option, given, value = queue.pop(0).partition("=")
+        if option != "--methods":
+            rest.append(option + given + value)
+            continue
+        if not given and not queue:
+            raise ValueError('--methods needs names: --methods "A, B", or all')
+        names = [name.strip() for name in (value if given else queue.pop(0)).split(",")]
+        chosen = None if names == ["all"] else names
+    return rest, chosen
+
+
+def needed(jobs: Sequence[Job], methods: Collection[str]) -> list[Job]:
+    """Return the jobs of methods and of those that they start from, in their order.
+
+    Raises:
+        ValueError: There is no such method.
+    """
+    known = {job.cells["method"] for job in jobs}
+    for method in methods:
+        _refuse_unknown("--methods: unknown method", method, known)
+    wanted = {job.folder for job in jobs if job.cells["method"] in methods}
+    for job in reversed(jobs):  # each stands after those that it needs
+        if job.folder in wanted:
+            wanted |= job.needs
+    return [job for job in jobs if job.folder in wanted]
+
+
 def run(args: Sequence[str]) -> None:
     """Run `wsl-zoo run PIPELINE.yaml [arguments of every fit]` and print the table."""
     if not args or args[0].startswith("-"):
         raise ValueError("usage: wsl-zoo run PIPELINE.yaml [--data.root DIR ...]")
     from wsl_zoo.catalogue import config_path
 
-    jobs = read_pipeline(config_path(args[0]), args[1:])
+    rest, methods = _chosen(args[1:])
+    jobs = read_pipeline(config_path(args[0]), rest)
+    if methods is not None:
+        jobs = needed(jobs, methods)
     failed, waiting = execute_all(jobs)
     if any(jobs[0].root.rglob(reports.RESULTS)):
         reports.print_summary(jobs[0].root)

@@ -1,6 +1,6 @@
 """PixelCAM: image and pixel classification over one feature map, trained together.
 
-Paper: Belharbi et al., "PixelCAM: Pixel Class Activation Mapping for Histology Image
+Paper: Guichemerre et al., "PixelCAM: Pixel Class Activation Mapping for Histology Image
 Classification and ROI Localization", MIDL 2025 (arXiv 2503.24135).
 Loss: mean_B CE(z, y) + w_s mean_{labelled p of the batch} CE(a(p), Y(p)).
 Map: softmax(a)_1, the same for every class; never min-max normalised.
