@@ -79,15 +79,17 @@ def tiny_config(name: str, folder: Path) -> Path:
             (bool(model.get("negatives")) or model.get("variant", "glas") != "glas"),
         )
     config["data"] = {"class_path": f"wsl_zoo.data.{kind}", "init_args": data}
-    if "classifier" in model:
+    stage1 = next((key for key in ("classifier", "source") if key in model), None)
+    if stage1 is not None:
         names = getattr(wsl_zoo.data, kind)(**data).class_names
         same = ("encoder", "mean", "std", "head", "head_args")
         settings = {key: model[key] for key in same if key in model}
-        model["classifier"] = filled_classifier(
-            folder, stride=None, num_classes=len(names), class_names=names, **settings
+        method = wsl_zoo.methods.PixelCAM if model.get("pixel") else wsl_zoo.methods.CAMClassifier
+        model[stage1] = filled_classifier(
+            folder, method, stride=None, num_classes=len(names), class_names=names, **settings
         )
         if "seeder" in model:
-            model["seeder"] = model["classifier"]
+            model["seeder"] = model[stage1]
     path = folder / "tiny.yaml"
     path.write_text(yaml.safe_dump(config), encoding="utf-8")
     return path

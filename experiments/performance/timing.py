@@ -12,19 +12,22 @@ Side = Callable[[], object]
 CONSOLE = Console(width=None if os.isatty(1) else 120)
 
 
-def timed(work: Side, device: str = "cpu") -> float:
-    """Return the seconds of one call, with the device idle before and after it."""
+def timed(work: Side, device: str = "cpu", clock: Callable[[], float] = perf_counter) -> float:
+    """Return the seconds of one call by a clock, with the device idle before and after it."""
     if device == "cuda":
         torch.cuda.synchronize()
-    start = perf_counter()
+    start = clock()
     work()
     if device == "cuda":
         torch.cuda.synchronize()
-    return perf_counter() - start
+    return clock() - start
 
 
 def medians(
-    sides: Mapping[str, Side], repeats: int | Mapping[str, int], device: str = "cpu"
+    sides: Mapping[str, Side],
+    repeats: int | Mapping[str, int],
+    device: str = "cpu",
+    clock: Callable[[], float] = perf_counter,
 ) -> dict[str, float]:
     """Return the median seconds of each side over its repeats, without its first call."""
     counts = {name: repeats if isinstance(repeats, int) else repeats[name] for name in sides}
@@ -32,5 +35,5 @@ def medians(
     for turn in range(1 + max(counts.values())):
         for name, work in sides.items():
             if turn <= counts[name]:
-                times[name].append(timed(work, device))
+                times[name].append(timed(work, device, clock))
     return {name: median(taken[1:]) for name, taken in times.items()}

@@ -1,9 +1,7 @@
 """What the cases of the adaptation methods share: a source, and a target of other looks."""
 
 from collections.abc import Callable
-from functools import cache
 from pathlib import Path
-from tempfile import mkdtemp
 from typing import Any
 
 import torch
@@ -89,20 +87,14 @@ def target() -> SyntheticData:
     return two_textures(shift=SHIFT, proportions=[0.7, 0.3])
 
 
-@cache
-def source() -> str:
-    """A source trained on the scenes as they are, once for all methods."""
-    return trained_classifier(Path(mkdtemp(prefix="source")), two_textures(), epochs=12)
-
-
 def adapts(
     method: Callable[..., SourceFree], folder: Path, margin: float, **changes: Any
 ) -> dict[str, tuple[float, float]]:
     """Adapt; return accuracy with the source's plus a margin, and the bias, both negated."""
-    data = target()
+    data, path = target(), trained_classifier(folder, two_textures(), epochs=12)
     names = {"num_classes": 2, "class_names": data.class_names}
-    model = method(**SMALL | {"source": source(), "lr": 1e-3, "step_size": 100} | names | changes)
-    before = wsl_zoo.load(source())
+    model = method(**SMALL | {"source": path, "lr": 1e-3, "step_size": 100} | names | changes)
+    before = wsl_zoo.load(path)
     before.measures_bias = True  # type: ignore[misc]
     found = trainer(folder).validate(before, data, verbose=False)[0]
     trainer(folder, max_epochs=5, limit_val_batches=0).fit(model, data)

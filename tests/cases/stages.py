@@ -1,6 +1,8 @@
 """Stage 1 for the methods that need one: a classifier, filled or trained, as a checkpoint."""
 
+from collections.abc import Callable
 from pathlib import Path
+from tempfile import mkdtemp
 from typing import Any
 
 from tests.cases import fill, trainer
@@ -20,18 +22,27 @@ def save(model: ZooModule, path: Path) -> str:
     return str(path)
 
 
-def filled_classifier(folder: Path, **changes: Any) -> str:
+def filled_classifier(
+    folder: Path, method: Callable[..., ZooModule] = CAMClassifier, **changes: Any
+) -> str:
     """A classifier with weights from `fill`."""
-    model = CAMClassifier(**SMALL | changes)
+    model = method(**SMALL | changes)
     fill(model)
     return save(model, folder / "stage1.ckpt")
 
 
+_trained: dict[str, str] = {}
+
+
 def trained_classifier(folder: Path, data: ZooDataModule, epochs: int = 8, **changes: Any) -> str:
-    """A classifier trained for some seconds."""
-    names = {"num_classes": data.num_classes, "class_names": data.class_names}
-    model = CAMClassifier(**SMALL | FAST | {"head_lr_factor": 1.0} | names | changes)
-    run = trainer(folder, max_epochs=epochs, limit_val_batches=0)
-    run.fit(model, data)
-    run.save_checkpoint(folder / "stage1.ckpt")
-    return str(folder / "stage1.ckpt")
+    """A classifier trained for some seconds, once per process for the same data and settings."""
+    key = repr((type(data).__name__, sorted(data.hparams.items()), epochs, sorted(changes.items())))
+    if key not in _trained:
+        names = {"num_classes": data.num_classes, "class_names": data.class_names}
+        model = CAMClassifier(**SMALL | FAST | {"head_lr_factor": 1.0} | names | changes)
+        run = trainer(folder, max_epochs=epochs, limit_val_batches=0)
+        run.fit(model, data)
+        path = Path(mkdtemp(prefix="stage1-")) / "stage1.ckpt"
+        run.save_checkpoint(path)
+        _trained[key] = str(path)
+    return _trained[key]

@@ -168,7 +168,7 @@ class FCAM(Seeded, SecondStage):
         size = output.map.shape[-2:]
         start = self.hparams["self_training_epoch"]
         if start is not None and self.current_epoch + 1 >= start:
-            cams = self._best_map(output)
+            cams = resize_maps(self._best_map(output), size)
         else:
             cams = self.cams_of(batch, size)
         return self.draw_seeds(cams, self.everywhere_background(batch))

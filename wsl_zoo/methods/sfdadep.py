@@ -75,9 +75,10 @@ class SFDADeP(SourceFree):
         gamma: float = 0.9,
         **kwargs: Any,
     ) -> None:
+        weight = float(pixel) if pixel_weight is None else pixel_weight
         super().__init__(
             pixel=pixel,
-            pixel_weight=float(pixel) if pixel_weight is None else pixel_weight,
+            pixel_weight=weight,
             refresh_every=refresh_every,
             pixel_fraction=pixel_fraction,
             norm_mode=norm_mode,
@@ -87,6 +88,7 @@ class SFDADeP(SourceFree):
             gamma=gamma,
             **kwargs,
         )
+        self.hparams["pixel_weight"] = weight  # saved was the argument, which may be None
         if forget not in ("suppress", "flip", "ascent"):
             raise ValueError(f'forget={forget!r} must be "suppress", "flip" or "ascent"')
         # Refuses bad settings here, not when training has begun.
