@@ -2,7 +2,7 @@ import pytest
 import torch
 from torch.nn import functional as F
 
-from tests.methods.test_adaptation import TWO, bank_of, batch_of, ready
+from tests.methods.test_adaptation import TWO, bank_of, ready
 from wsl_zoo.losses import contrastive_domain_discrepancy
 from wsl_zoo.methods import SFDE
 from wsl_zoo.types import Output

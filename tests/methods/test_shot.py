@@ -1,6 +1,5 @@
 import pytest
 import torch
-from torch.nn import functional as F
 
 from tests.cases.adaptation import arguments
 from tests.methods.test_adaptation import TWO, bank_of, batch_of, model_of, ready

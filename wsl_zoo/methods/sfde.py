@@ -1,6 +1,7 @@
 """SFDA-DE: the source's feature distribution is estimated, and target features are drawn to it.
 
-Paper: Ding et al., "Source-Free Domain Adaptation via Distribution Estimation", CVPR 2022.
+Paper: Ding et al., "Source-Free Domain Adaptation via Distribution Estimation", CVPR 2022
+(arXiv 2204.11257).
 Loss: w sum_j CDD_j over groups j of the batch.
 
 The features of the target images are clustered around the classifier's rows w_k. Of each cluster
