@@ -82,21 +82,26 @@ def two_textures(**kwargs: Any) -> SyntheticData:
     return SyntheticData(**settings | {"classes": 2, "rotate90": True} | kwargs)
 
 
-def biased() -> SyntheticData:
-    """Scenes of which training sees 3 of 4 of class 1."""
-    return two_textures(proportions=[0.25, 0.75])
-
-
 def target() -> SyntheticData:
     """The shifted scenes, of which training sees 7 of 10 of class 0; validation is balanced."""
     return two_textures(shift=SHIFT, proportions=[0.7, 0.3])
 
 
+def source(folder: Path) -> str:
+    """A classifier of the scenes as they are."""
+    return trained_classifier(folder, two_textures(), epochs=12)
+
+
 def adapts(
-    method: Callable[..., SourceFree], folder: Path, margin: float, **changes: Any
+    method: Callable[..., SourceFree],
+    folder: Path,
+    margin: float,
+    data: SyntheticData | None = None,
+    path: str | None = None,
+    **changes: Any,
 ) -> dict[str, tuple[float, float]]:
     """Adapt; return accuracy with the source's plus a margin, and the bias, both negated."""
-    data, path = target(), trained_classifier(folder, biased(), epochs=12)
+    data, path = data or target(), path or source(folder)
     names = {"num_classes": 2, "class_names": data.class_names}
     model = method(**SMALL | {"source": path, "lr": 1e-3, "step_size": 100} | names | changes)
     before = wsl_zoo.load(path)

@@ -130,7 +130,7 @@ class Look(Callback):
 
 
 def test_a_look_sees_every_image_once_in_evaluation_mode_and_leaves_no_trace(source, tmp_path):
-    look, data = Look(), tiny(eval_batch_size=7, train_resize=52)
+    look, data = Look(), tiny(eval_batch_size=7, color_jitter=[0.5, 0.5, 0.5, 0.05])
     model = model_of(SHOT, source)
     fit(model, tmp_path, look, data=data, max_steps=1)
     images, modes = zip(*look.seen, strict=True)
