@@ -58,14 +58,13 @@ def joint_logits():
     return torch.randn(8, 2, generator=torch.Generator().manual_seed(0)).requires_grad_()
 
 
-def fit(method, source, folder, data, **changes):
+def fit(method, source, folder, data):
     """Two steps; returns the model and what was noted."""
-    distributed = {"devices": WORLD, "strategy": "ddp", "plugins": [LightningEnvironment()]}
-    note, run = Note(), distributed if dist.is_initialized() else {}
-    settings = {"norm_mode": "eval", "lr": 0.01, "refresh_every": 1} | changes
-    model = pixel_model_of(method, source, **settings)
-    run = trainer(folder, max_steps=2, limit_val_batches=0, callbacks=[note], **run)
-    run.fit(model, data)
+    settings = {"max_steps": 2, "limit_val_batches": 0, "callbacks": [note := Note()]}
+    if dist.is_initialized():
+        settings |= {"devices": WORLD, "strategy": "ddp", "plugins": [LightningEnvironment()]}
+    model = pixel_model_of(method, source, norm_mode="eval", lr=0.01)
+    trainer(folder, **settings).fit(model, data)
     return model, note
 
 

@@ -388,7 +388,11 @@ def test_defaults_are_the_published_ones():
     assert [(group["name"], group["lr"]) for group in model.param_groups()[:1]] == [
         ("decoder", 0.1)
     ]
-    assert (model.needs, model.fixed_threshold, model.judge) == ({"label", "mask"}, 0.5, "image_dice")
+    assert (model.needs, model.fixed_threshold, model.judge) == (
+        {"label", "mask"},
+        0.5,
+        "image_dice",
+    )
 
 
 @pytest.mark.parametrize(

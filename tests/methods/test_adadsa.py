@@ -11,7 +11,7 @@ from tests.cases import trainer
 from tests.cases.adaptation import arguments, tiny
 from tests.methods.test_adaptation import TWO, batch_of, fit, model_of, ready
 from wsl_zoo.encoders.mixed_norm import MixedNorm, norm_statistics, plain_keys
-from wsl_zoo.methods import AdaDSA
+from wsl_zoo.methods import AdaDSA, adadsa
 from wsl_zoo.types import Output
 
 
@@ -68,6 +68,19 @@ def test_the_targets_statistics_are_measured_with_the_source(adapted, source):
     for norm, first, second in zip(model.mixed, means, variances, strict=True):
         torch.testing.assert_close(norm.target_mean, first, atol=1e-4, rtol=1e-4)
         torch.testing.assert_close(norm.target_var, second, atol=1e-3, rtol=1e-3)
+
+
+def test_small_variances_around_large_means_are_kept(monkeypatch):
+    model = AdaDSA(**TWO)
+    means = [torch.full_like(m.target_mean, 1000.3) for m in model.mixed]
+    variances = [torch.full_like(m.target_var, 1e-3) for m in model.mixed]
+    monkeypatch.setattr(adadsa, "norm_statistics", lambda *_: (means, variances, 67))
+    alone = SimpleNamespace(reduce=lambda tensor, reduce_op: tensor)
+    model._trainer = SimpleNamespace(strategy=alone)
+    model._measure(model.encoder)
+    for norm in model.mixed:
+        torch.testing.assert_close(norm.target_mean, torch.full_like(norm.target_mean, 1000.3))
+        torch.testing.assert_close(norm.target_var, torch.full_like(norm.target_var, 1e-3))
 
 
 def at(model, step, steps=10):

@@ -1,13 +1,15 @@
+import pandas as pd
 import pytest
 import torch
 from pytorch_lightning import Callback
+from pytorch_lightning.loggers import CSVLogger
 from torch.nn import functional as F
 
 import wsl_zoo
 from tests.cases import tiny_data, trainer
 from tests.cases.adaptation import arguments, tiny
 from tests.cases.stages import SMALL, filled_classifier, save
-from wsl_zoo.checkpointing import LastCheckpoint
+from wsl_zoo.checkpointing import LastCheckpoint, StartValidation
 from wsl_zoo.data.transforms import normalize
 from wsl_zoo.losses import prediction_bias
 from wsl_zoo.methods import CDCL, FCAM, SFDE, SHOT, AdaDSA, PixelCAM, SFDADeP
@@ -192,6 +194,16 @@ def test_the_bias_of_the_target_is_logged(source, tmp_path):
     assert float(metrics["target/bias_ratio"]) == pytest.approx(float(bias["ratio"]))
     assert float(metrics["target/share_1"]) == pytest.approx(float(bias["counts"][1]) / 32)
     assert bias["counts"].tolist() == [8, 24]
+
+
+def test_the_bias_on_validation_is_logged_from_the_start_on(source, tmp_path):
+    logger = CSVLogger(tmp_path, name="", version="")
+    changes = {"max_steps": -1, "max_epochs": 2, "limit_val_batches": 1.0, "logger": logger}
+    fit(model_of(SHOT, source), tmp_path, StartValidation(), **changes)
+    logged = pd.read_csv(tmp_path / "metrics.csv")
+    bias, share = (logged[f"val/{name}"].dropna() for name in ("bias", "share_1"))
+    assert len(bias) == len(share) == 3
+    assert logged["target/bias_kl"].notna().sum() == 2
 
 
 # Resuming -----------------------------------------------------------------------------------------

@@ -108,10 +108,10 @@ class AdaDSA(SourceFree):
         everyone = reduce(total.clone(), reduce_op="sum")
         for norm, mean, var in zip(self.mixed, means, variances, strict=True):
             # Of all processes, by their numbers of images.
-            first = reduce(mean * total, reduce_op="sum") / everyone
-            second = reduce((var + mean**2) * total, reduce_op="sum") / everyone
-            norm.target_mean.copy_(first)
-            norm.target_var.copy_(second - first**2)
+            pooled = reduce(mean * total, reduce_op="sum") / everyone
+            around = var + (mean - pooled) ** 2
+            norm.target_mean.copy_(pooled)
+            norm.target_var.copy_(reduce(around * total, reduce_op="sum") / everyone)
 
     def _images(self) -> Iterator[Tensor]:
         data: Any = self.trainer.datamodule  # type: ignore[attr-defined]
