@@ -91,8 +91,9 @@ def test_every_validation_split_has_its_plot_and_runs_without_bias_none(tmp_path
         (tmp_path / method).mkdir()
         job = json.dumps({"cells": {"method": method}})
         (tmp_path / method / reports.JOB).write_text(job, encoding="utf-8")
-    rows = pd.DataFrame({"val_a/bias": [0.2, 0.3], "val/bias": [0.1, 0.0], "test/bias": [0.4, 0.4]})
-    rows.to_csv(tmp_path / "other" / "metrics.csv", index=False)
+    splits = {"val": [0.1, 0.0], "val_a": [0.2, 0.3], "test": [0.4, 0.4]}
+    rows = {f"{split}/{name}": v for split, v in splits.items() for name in ("bias", "share_0")}
+    pd.DataFrame(rows).to_csv(tmp_path / "other" / "metrics.csv", index=False)
     written = reports.write_plots(tmp_path, reports.collect(tmp_path))
     assert {path.name for path in written} == {"bias_val.png", "bias_val_a.png"}
     by_name = dict(zip((path.name for path in written), figures, strict=True))

@@ -18,14 +18,13 @@ from tests.cases import tiny_data, trainer
 from tests.methods.clips import Shots
 from wsl_zoo import pictures, reports
 from wsl_zoo.callbacks import (
-    BestCheckpoint,
-    LastCheckpoint,
     MapWriter,
     PanelWriter,
     ResultWriter,
     relative_stem,
     run_folder,
 )
+from wsl_zoo.checkpointing import BestCheckpoint, LastCheckpoint
 from wsl_zoo.data import FolderData, UnlabelledImages
 from wsl_zoo.data.base import ZooDataModule
 from wsl_zoo.data.synthetic import SceneSource

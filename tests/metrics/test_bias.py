@@ -42,6 +42,7 @@ def test_a_sum_over_classes_by_hand():
     assert bias_of(*counts).item() == pytest.approx(expected, rel=1e-12)
 
 
+@pytest.mark.filterwarnings("ignore:The ``compute`` method")
 def test_without_samples_it_is_undefined():
     assert PredictionBias(3).compute().isnan()
 
