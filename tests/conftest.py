@@ -108,3 +108,19 @@ def real_data() -> Path:
     if not root.is_dir():
         pytest.skip(f"no real data: {root} is not a folder (set WSL_ZOO_DATA)")
     return root
+
+
+@pytest.fixture
+def figures(monkeypatch: pytest.MonkeyPatch) -> list[Any]:
+    """The figures that were written, in order."""
+    from matplotlib.figure import Figure
+
+    written: list[Any] = []
+    savefig = Figure.savefig
+
+    def record(figure: Any, *args: Any, **kwargs: Any) -> None:
+        written.append(figure)
+        savefig(figure, *args, **kwargs)
+
+    monkeypatch.setattr(Figure, "savefig", record)
+    return written

@@ -4,23 +4,8 @@ import json
 
 import numpy as np
 import pandas as pd
-import pytest
-from matplotlib.figure import Figure
 
 from wsl_zoo import plots, reports
-
-
-@pytest.fixture
-def figures(monkeypatch):
-    """The figures that were written, in order."""
-    written, savefig = [], Figure.savefig
-
-    def record(figure, *args, **kwargs):
-        written.append(figure)
-        savefig(figure, *args, **kwargs)
-
-    monkeypatch.setattr(Figure, "savefig", record)
-    return written
 
 
 def lines_of(ax):

@@ -14,19 +14,6 @@ from wsl_zoo import plots, reports
 from wsl_zoo.metrics import BoxLocalization, MaxBoxAcc, MaxBoxAccV2, PxAP
 
 
-@pytest.fixture
-def figures(monkeypatch):
-    """The figures that were written, in order."""
-    written, savefig = [], Figure.savefig
-
-    def record(figure, *args, **kwargs):
-        written.append(figure)
-        savefig(figure, *args, **kwargs)
-
-    monkeypatch.setattr(Figure, "savefig", record)
-    return written
-
-
 def blobs():
     """Maps (24, 32, 32) that miss their disc a little, masks, boxes, logits and labels."""
     generator = torch.Generator().manual_seed(0)

@@ -4,30 +4,15 @@ from pathlib import Path
 
 import pytest
 import torch
-from pytorch_lightning import Callback, Trainer
+from pytorch_lightning import Trainer
 
+from tests.cases.killing import KillAt, Killed
 from wsl_zoo.checkpointing import LastCheckpoint
 from wsl_zoo.data import SyntheticData
 from wsl_zoo.methods import CAMClassifier
 
 EPOCHS = 3
 STEPS = 5  # per epoch: 20 images in batches of 4
-
-
-class StopAt(Callback):
-    """Raises after a global step, as a signal would, or dies without any clean-up."""
-
-    def __init__(self, step: int, error: type[BaseException]):
-        self.step = step
-        self.error = error
-
-    def on_train_batch_end(self, trainer, *args):
-        if trainer.global_step == self.step:
-            raise self.error("stop")
-
-
-class Killed(BaseException):
-    """Stands for SIGKILL: nothing is saved on the way out."""
 
 
 def fit(folder: Path, workers: int, *callbacks, ckpt_path=None, **last) -> CAMClassifier:
@@ -75,7 +60,7 @@ def unbroken(tmp_path_factory):
 )
 def test_resumed_equals_unbroken(tmp_path, unbroken, workers, step, error, every):
     # Validation runs in between, so that its progress is part of what is restored.
-    fit(tmp_path, workers, StopAt(step, error), every_n_train_steps=every)
+    fit(tmp_path, workers, KillAt(step, error), every_n_train_steps=every)
     resumed = fit(
         tmp_path, workers, ckpt_path=tmp_path / "last.ckpt", every_n_train_steps=every
     ).state_dict()

@@ -425,6 +425,7 @@ def test_real_rounds_killed_and_resumed(tmp_path):
     settings = {
         "model.encoder": "test_resnet", "model.head": "wgap", "data.train": 12, "data.val": 4,
         "data.test": 4, "data.image_size": 48, "trainer.max_epochs": 2, "data.batch_size": 4,
+        "trainer.max_steps": -1, "trainer.val_check_interval": 1.0,
         "trainer.check_val_every_n_epoch": 1, "trainer.enable_model_summary": False,
     }  # fmt: skip
     names = SyntheticData().class_names

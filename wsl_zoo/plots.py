@@ -152,7 +152,6 @@ def draw_learning(
     *,
     levels: Mapping[str, Sequence[float]] | None = None,
     title: str = "",
-    x: str = "images annotated by the oracle",
     y: str = "Dice per image, %",
 ) -> Path:
     """Draw learning curves as PNG: mean and standard deviation of the runs of each method.
@@ -162,7 +161,6 @@ def draw_learning(
         path: Of the PNG, written whole or not at all.
         levels: Method without rounds -> values of its runs, a horizontal line at their mean.
         title: Above the plot.
-        x: What the numbers are.
         y: What the values are, fractions.
     """
     figure, (ax,) = _panels(1, title)
@@ -173,7 +171,7 @@ def draw_learning(
     for name, values in (levels or {}).items():
         level = 100 * sum(values) / len(values)
         ax.axhline(level, linestyle="--", label=f"{name} ({level:.1f})", color=color[name])
-    _finish(ax, "", x, y, columns=2)
+    _finish(ax, "", "images annotated by the oracle", y, columns=2)
     ax.autoscale()
     return _save(figure, path)
 

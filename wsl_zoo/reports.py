@@ -30,7 +30,6 @@ if TYPE_CHECKING:  # each is imported where it is needed, so that a listing stay
 RESULTS = "results.jsonl"
 JOB = "job.json"
 CURVE = "curve.csv"
-TOP_SHARES = 64  # classes whose shares are looked at
 
 TITLES = {
     "acc": "accuracy",
@@ -226,41 +225,40 @@ def write_plots(root: Path, frame: pd.DataFrame) -> list[Path]:
         if lines:
             path = root / f"learning_{split}.png"
             written.append(draw_learning(lines, path, levels=levels, title=split))
-    for split, bias in _over_epochs(root, "bias").items():
-        written.append(draw_bias(bias, _shares(root, split), root / f"bias_{split}.png", split))
+    for split, logged in _over_epochs(root).items():
+        bias = logged.pop("bias", None)
+        if bias is None:
+            continue
+        # Of the class that all methods together predict most often before the first step.
+        shares = max(logged.values(), key=_at_first, default={})
+        written.append(draw_bias(bias, shares, root / f"bias_{split}.png", split))
     return written
 
 
-def _over_epochs(root: Path, metric: str) -> dict[str, dict[str, list[list[float]]]]:
-    """Validation split -> method -> per run a metric after each of its validations."""
+def _at_first(methods: Mapping[str, Sequence[Sequence[float]]]) -> float:
+    """Sum of what all runs of all methods begin with."""
+    return sum(run[0] for runs in methods.values() for run in runs)
+
+
+def _over_epochs(root: Path) -> dict[str, dict[str, dict[str, list[list[float]]]]]:
+    """Validation split -> metric -> method -> per run its value after each validation.
+
+    Of runs that measure the bias of predictions: it, `bias`, and the share of class k, `share_<k>`.
+    """
     import pandas as pd
 
-    found: dict[str, dict[str, list[list[float]]]] = {}
+    found: dict[str, dict[str, dict[str, list[list[float]]]]] = {}
     for folder, job in runs_below(root, JOB):
         path = folder / "metrics.csv"
-        if not path.is_file():
-            continue
-        logged = pd.read_csv(path)
+        logged = pd.read_csv(path) if path.is_file() else pd.DataFrame()
         for column in logged.columns:
             split, _, name = column.partition("/")
-            if name == metric and split.startswith("val"):
-                runs = found.setdefault(split, {}).setdefault(job["cells"]["method"], [])
-                runs.append(logged[column].dropna().tolist())
+            if split.startswith("val") and (name == "bias" or name.startswith("share_")):
+                methods = found.setdefault(split, {}).setdefault(name, {})
+                methods.setdefault(job["cells"]["method"], []).append(
+                    logged[column].dropna().tolist()
+                )
     return found
-
-
-def _shares(root: Path, split: str) -> dict[str, list[list[float]]]:
-    """Method -> per run, over validations, the share of the class that is favoured at first.
-
-    Of all methods together: the one with the highest share before the first step.
-    """
-    classes = {}
-    for k in range(TOP_SHARES):
-        runs = _over_epochs(root, f"share_{k}").get(split)
-        if runs is not None:
-            classes[k] = runs
-    first = {k: sum(run[0] for rs in runs.values() for run in rs) for k, runs in classes.items()}
-    return classes[max(first, key=lambda k: first[k])] if first else {}
 
 
 def _learning(

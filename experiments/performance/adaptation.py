@@ -81,7 +81,7 @@ class Images:
         self.batches = batches
         self.sources = {"train": range(sum(len(batch["index"]) for batch in batches))}
 
-    def whole_images(self, split: str) -> list[Any]:
+    def whole_images(self, split: str, only: Any = None) -> list[Any]:
         """Return the batches."""
         return self.batches
 
@@ -230,9 +230,7 @@ def filled(samples: int) -> FeatureBank:
     features, logits = torch.randn(PER_BATCH, FEATURES), torch.randn(PER_BATCH, CLASSES)
     for index in torch.arange(samples).split(PER_BATCH):
         own = logits[: len(index)]
-        bank.add(
-            index, features=features[: len(index)], logits=own, probabilities=own.softmax(dim=1)
-        )
+        bank.add(index, features=features[: len(index)], logits=own)
     bank.gather()
     return bank
 

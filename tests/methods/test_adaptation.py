@@ -8,6 +8,7 @@ from torch.nn import functional as F
 import wsl_zoo
 from tests.cases import tiny_data, trainer
 from tests.cases.adaptation import arguments, tiny
+from tests.cases.killing import KillAt, Killed
 from tests.cases.stages import SMALL, filled_classifier, save
 from wsl_zoo.checkpointing import LastCheckpoint, StartValidation
 from wsl_zoo.data.transforms import normalize
@@ -207,19 +208,6 @@ def test_the_bias_on_validation_is_logged_from_the_start_on(source, tmp_path):
 
 
 # Resuming -----------------------------------------------------------------------------------------
-
-
-class Killed(BaseException):
-    """Stands for SIGKILL: nothing is saved on the way out."""
-
-
-class KillAt(Callback):
-    def __init__(self, step):
-        self.step = step
-
-    def on_train_batch_end(self, trainer, *args):
-        if trainer.global_step == self.step:
-            raise Killed
 
 
 def run_of(method, source, folder, step=None, ckpt_path=None):

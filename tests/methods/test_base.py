@@ -11,6 +11,7 @@ from torch.utils.data import DataLoader
 
 import wsl_zoo
 from tests.cases import tiny_data, trainer
+from tests.cases.killing import KillAt, Killed
 from wsl_zoo.checkpointing import LastCheckpoint
 from wsl_zoo.data.base import ZooDataModule
 from wsl_zoo.data.synthetic import SceneSource
@@ -240,19 +241,6 @@ def test_schedules_step_once_per_epoch_and_travel_in_checkpoints(tmp_path):
     assert again.refreshed == [3, 4]
     trainer(tmp_path, max_epochs=1).fit(again, tiny_data())  # another run starts counting anew
     assert float(again.losses[0].t) == 64.0
-
-
-class Killed(BaseException):
-    pass
-
-
-class KillAt(Callback):
-    def __init__(self, step):
-        self.step = step
-
-    def on_train_batch_end(self, trainer, *args):
-        if trainer.global_step == self.step:
-            raise Killed
 
 
 @pytest.mark.parametrize("step", [1, 2, 3, 4])  # two steps per epoch: within and at the end of one

@@ -1,12 +1,12 @@
 import numpy as np
 import pytest
 import torch
-from pytorch_lightning import Callback
 from torch import nn
 from torch.nn import functional as F
 
 import wsl_zoo
 from tests.cases import fill, tiny_data, trainer, unannotated
+from tests.cases.killing import KillAt, Killed
 from tests.cases.stages import SMALL, filled_classifier, save
 from wsl_zoo.cams import normalize_map
 from wsl_zoo.checkpointing import LastCheckpoint
@@ -310,19 +310,6 @@ def test_without_any_mask_the_classifier_seeds(stage1, tmp_path):
 
 
 # Resuming ---------------------------------------------------------------------------------------
-
-
-class Killed(BaseException):
-    """Stands for SIGKILL: nothing is saved on the way out."""
-
-
-class KillAt(Callback):
-    def __init__(self, step):
-        self.step = step
-
-    def on_train_batch_end(self, trainer, *args):
-        if trainer.global_step == self.step:
-            raise Killed
 
 
 @pytest.mark.parametrize("cam_source", ["cached", "live"])

@@ -1,8 +1,8 @@
-"""Features and probabilities of a whole data set, kept by sample index on the CPU."""
+"""Features and scores of a whole data set, kept by sample index on the CPU."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import torch
 from torch import Tensor, nn
@@ -42,21 +42,29 @@ class FeatureBank:
             self.rows[name][index] = value.detach().float().cpu()
         self.seen[index] = 1.0
 
-    def gather(self, total: Callable[[Tensor], Tensor] | None = None) -> dict[str, Tensor]:
+    def gather(
+        self,
+        total: Callable[[Tensor], Tensor] | None = None,
+        only: Sequence[int] | None = None,
+    ) -> dict[str, Tensor]:
         """Return the rows of all samples, (N, ...) float32 on the CPU.
 
         Args:
             total: Sums a CPU tensor over processes; None: there is one process. All must call this.
+            only: The samples of the pass, the rows of others are zero; None: all.
 
         Raises:
-            RuntimeError: A sample was seen by no process, or by two.
+            RuntimeError: A sample of the pass was seen by no process, or by two.
         """
         seen = self.seen if total is None else total(self.seen)
+        if only is not None:
+            seen = seen[list(only)]
         wrong = (seen != 1.0).nonzero()[:, 0].tolist()
         if wrong:
+            first = wrong[0] if only is None else only[wrong[0]]
             raise RuntimeError(
                 f"{len(wrong)} of {len(seen)} samples were seen by no process or by two, the first "
-                f"is {wrong[0]}: a pass must see every sample once"
+                f"is {first}: a pass must see every sample once"
             )
         if total is not None:
             for value in self.rows.values():

@@ -112,11 +112,12 @@ def centroid_labels(
     competing = F.one_hot(labels, classes).sum(dim=0) > min_count
     if len(points) and not competing.any():
         raise ValueError(f"no class is predicted for more than min_count={min_count} images")
+    directions = F.normalize(points, dim=1) if metric == "cosine" else points
     for _ in range(iterations):
         mass = weights.sum(dim=0)
         centroids = weights.T @ points / (1e-8 + mass)[:, None]  # 1e-8: published code
         if metric == "cosine":
-            distances = 1 - F.normalize(points, dim=1) @ F.normalize(centroids, dim=1).T
+            distances = 1 - directions @ F.normalize(centroids, dim=1).T
         else:
             exact = "donot_use_mm_for_euclid_dist"
             distances = torch.cdist(points, centroids, compute_mode=exact)

@@ -18,7 +18,7 @@ batches.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable
 from typing import Any
 
 import torch
@@ -76,11 +76,7 @@ class AdaDSA(SourceFree):
 
     def frozen(self) -> Iterable[nn.Module]:
         """Return encoder and head; `setup` lets the mixing numbers go again."""
-        return [self.encoder, self.head, *([self.decoder] if self._pixel_rests else [])]
-
-    @property
-    def _pixel_rests(self) -> bool:
-        return self.decoder is not None and not self.hparams["pixel_weight"]
+        return [self.encoder, self.head, *super().frozen()]
 
     def setup(self, stage: str) -> None:
         """Hold everything but the mixing numbers."""
@@ -102,7 +98,8 @@ class AdaDSA(SourceFree):
     @torch.no_grad()
     def _measure(self, network: nn.Module) -> None:
         """Fill the target's statistics with what the source's batch norms see of it."""
-        means, variances, count = norm_statistics(network, self._images(), self.device)
+        images = (batch["image"][batch["valid"]] for batch in self.training_images())
+        means, variances, count = norm_statistics(network, images, self.device)
         total = torch.tensor(float(count), device=self.device)
         reduce = self.trainer.strategy.reduce
         everyone = reduce(total.clone(), reduce_op="sum")
@@ -112,12 +109,6 @@ class AdaDSA(SourceFree):
             around = var + (mean - pooled) ** 2
             norm.target_mean.copy_(pooled)
             norm.target_var.copy_(reduce(around * total, reduce_op="sum") / everyone)
-
-    def _images(self) -> Iterator[Tensor]:
-        data: Any = self.trainer.datamodule  # type: ignore[attr-defined]
-        for batch in data.whole_images("train"):
-            batch = data.transfer_batch_to_device(batch, self.device, 0)
-            yield data.on_after_batch_transfer(batch, 0)["image"][batch["valid"]]
 
     def adaptation_loss(self, batch: Batch, output: Output) -> dict[str, Tensor]:
         """Return `ce` and `entropy`."""

@@ -29,7 +29,14 @@ from wsl_zoo.data import ZooDataModule
 from wsl_zoo.encoders import FeatureBank, average_norms
 from wsl_zoo.encoders.mixed_norm import fold_norms
 from wsl_zoo.heads import PixelHead
-from wsl_zoo.losses import SAMPLERS, SEED_IGNORE, nearest_fraction, prediction_bias, seed_loss
+from wsl_zoo.losses import (
+    SAMPLERS,
+    SEED_IGNORE,
+    nearest_fraction,
+    negative_entropy,
+    prediction_bias,
+    seed_loss,
+)
 from wsl_zoo.methods.base import ZooModule
 from wsl_zoo.methods.cam import CAMClassifier, build
 from wsl_zoo.methods.fcam import Sampler, foreground
@@ -253,34 +260,28 @@ class SourceFree(Seeded, CAMClassifier, WithNegatives):
         Returns:
             `features` (N, D), `logits` (N, K) and `probabilities` (N, K), float32 on the CPU.
         """
-        strategy, alone = self.trainer.strategy, self.trainer.world_size == 1
-        if not alone:
+        strategy = self.trainer.strategy
+        if self.trainer.world_size > 1:
             average_norms(self.encoder, lambda t: strategy.reduce(t.clone(), reduce_op="mean"))
         data: Any = self.trainer.datamodule  # type: ignore[attr-defined]
         bank = FeatureBank(len(data.sources["train"]))
         modes = {module: module.training for module in self.modules()}
         self.eval()
-        for batch in data.whole_images("train"):
-            batch = data.transfer_batch_to_device(batch, self.device, 0)
-            output = self(data.on_after_batch_transfer(batch, 0))
-            bank.add(
-                batch["index"],
-                batch["valid"],
-                features=output.embedding,
-                logits=output.logits,
-                probabilities=output.logits.float().softmax(dim=1),
-            )
+        for batch in self.training_images():
+            output = self(batch)
+            features, logits = output.embedding, output.logits
+            assert features is not None
+            assert logits is not None
+            bank.add(batch["index"], batch["valid"], features=features, logits=logits)
         for module, mode in modes.items():
             module.training = mode
-        device = self.device
-        total = lambda t: strategy.reduce(t.to(device), reduce_op="sum").cpu()  # noqa: E731
-        return bank.gather(None if alone else total)
+        rows = self.gathered(bank)
+        return rows | {"probabilities": rows["logits"].softmax(dim=1)}
 
     def found(self, bank: dict[str, Tensor]) -> dict[str, Tensor]:
         """Return what a refresh finds, of all training images: `assign`'s, and who is reliable."""
-        probabilities = bank["probabilities"].double()
-        logarithm = bank["logits"].double().log_softmax(dim=1)
-        entropy, prediction = -(probabilities * logarithm).sum(dim=1), probabilities.argmax(dim=1)
+        entropy = -negative_entropy(bank["logits"].double())
+        prediction = bank["probabilities"].argmax(dim=1)
         share = self.hparams["pixel_fraction"]
         reliable = nearest_fraction(prediction, entropy, share, self.num_classes)
         common = {"prediction": prediction, "entropy": entropy.float(), "reliable": reliable}

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import abstractmethod
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any, ClassVar
 
 import torch
@@ -13,6 +13,7 @@ from wsl_zoo.cams.normalize import normalize_map, resize_maps
 from wsl_zoo.checkpoints import load_checkpoint
 from wsl_zoo.data import ZooDataModule
 from wsl_zoo.data.transforms import normalize
+from wsl_zoo.encoders import FeatureBank
 from wsl_zoo.losses import SeedSampler
 from wsl_zoo.methods.base import ZooModule
 from wsl_zoo.types import Batch, Output
@@ -43,9 +44,9 @@ class Seeded(ZooModule):
         """The checkpoint of the seeder; a method says which of its options holds it."""
 
     @property
+    @abstractmethod
     def caches_cams(self) -> bool:
         """Whether the seeder's maps are read once, when training starts."""
-        return True
 
     @property
     def seeder(self) -> ZooModule:
@@ -89,19 +90,35 @@ class Seeded(ZooModule):
                 'cam_source="cached" needs a data module of wsl_zoo, which cuts the maps as it '
                 'cuts the images; with other loaders use cam_source="live"'
             )
-        cams = torch.zeros(0)
         epochs = self.trainer.max_epochs
         drawn = data.drawn(epochs) if epochs is not None and epochs >= 0 else None
-        for batch in data.whole_images("train", self.seeded_from(drawn, data)):
-            batch = data.transfer_batch_to_device(batch, self.device, 0)
-            maps = self.seed_maps(data.on_after_batch_transfer(batch, 0))
-            if not len(cams):
-                cams = maps.new_zeros(len(data.sources["train"]), *maps.shape[1:])
-            own = batch["valid"]
-            cams[batch["index"][own]] = maps[own]
-        # Every process has read its share; those of the others are zero.
-        cams = self.trainer.strategy.reduce(cams, reduce_op="sum").cpu()
+        only = self.seeded_from(drawn, data)
+        bank = FeatureBank(len(data.sources["train"]))
+        for batch in self.training_images(only):
+            bank.add(batch["index"], batch["valid"], cam=self.seed_maps(batch))
+        cams = self.gathered(bank, only).get("cam", torch.zeros(0))
         data.cams = self.pooled(cams, data)
+
+    def training_images(self, only: Sequence[int] | None = None) -> Iterator[Batch]:
+        """Yield this process's share of the training images, whole, as evaluation prepares them.
+
+        Args:
+            only: Positions of the samples to load; None: all.
+        """
+        data: Any = self.trainer.datamodule  # type: ignore[attr-defined]
+        for batch in data.whole_images("train", only):
+            batch = data.transfer_batch_to_device(batch, self.device, 0)
+            yield data.on_after_batch_transfer(batch, 0)
+
+    def gathered(self, bank: FeatureBank, only: Sequence[int] | None = None) -> dict[str, Tensor]:
+        """Return the rows of a bank that all processes filled; see `FeatureBank.gather`."""
+        strategy, device = self.trainer.strategy, self.device
+
+        def total(value: Tensor) -> Tensor:
+            summed: Tensor = strategy.reduce(value.to(device), reduce_op="sum").cpu()
+            return summed
+
+        return bank.gather(None if self.trainer.world_size == 1 else total, only)
 
     def seeded_from(self, drawn: Sequence[int] | None, data: Any) -> Sequence[int] | None:
         """Return the training samples of `data` whose maps those `drawn` need; None: all."""
