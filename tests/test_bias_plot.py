@@ -42,6 +42,13 @@ def test_runs_of_different_length_end_with_the_shortest(tmp_path, figures):
     assert len(lines["source"]) == 1
 
 
+def test_without_shares_there_is_one_panel(tmp_path, figures, recwarn):
+    plots.draw_bias({"SHOT": [[0.5, 0.2]]}, {}, tmp_path / "bias.png")
+    (kl,) = figures[0].axes
+    assert "KL" in kl.get_ylabel()
+    assert not recwarn.list
+
+
 def write_run(root, method, seed, shares):
     """A run whose metrics.csv has rows of validations and, between them, of training alone."""
     folder = root / method / f"seed{seed}"

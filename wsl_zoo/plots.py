@@ -186,17 +186,16 @@ def draw_bias(
 
     Args:
         bias: Method -> per run, before the first epoch and after each, KL to uniform by ln K.
-        shares: The same of the share of the class that is favoured at first.
+        shares: The same of the share of the class that is favoured at first; empty: unknown, no
+            panel.
         path: Of the PNG, written whole or not at all.
         title: Above the plot.
     """
-    figure, axes = _panels(2, title)
-    for ax, lines, y in zip(
-        axes,
-        (shares, bias),
-        ("images predicted as the class favoured at first, %", "KL to uniform, % of ln K"),
-        strict=True,
-    ):
+    panels = [(bias, "KL to uniform, % of ln K")]
+    if shares:
+        panels.insert(0, (shares, "images predicted as the class favoured at first, %"))
+    figure, axes = _panels(len(panels), title)
+    for ax, (lines, y) in zip(axes, panels, strict=True):
         for i, (name, runs) in enumerate(lines.items()):
             shown = min(map(len, runs))
             color = COLORS[i % len(COLORS)]

@@ -103,7 +103,9 @@ def test_batch_norms_of_all_processes_get_the_mean_of_their_statistics():
             norm.running_var.uniform_()
     before, theirs = copy.deepcopy(mine.state_dict()), other.state_dict()
     parts = [theirs[key] for key in before if "running" in key]
-    average_norms(mine, lambda tensor: (tensor + parts.pop(0)) / 2)
+    average_norms(mine.eval(), lambda tensor: parts.pop(0))  # what does not move stays
+    assert all(torch.equal(value, before[key]) for key, value in mine.state_dict().items())
+    average_norms(mine.train(), lambda tensor: (tensor + parts.pop(0)) / 2)
     assert not parts
     for key, value in mine.state_dict().items():
         mean = (before[key] + theirs[key]) / 2 if "running" in key else before[key]

@@ -296,6 +296,12 @@ def test_wrong_options_are_named(method, changes, message):
         method(**TWO | changes)
 
 
+@pytest.mark.parametrize("method", [CDCL, AdaDSA])
+def test_what_stands_on_the_hypothesis_does_not_free_it(method):
+    with pytest.raises(ValueError, match=rf"freeze_hypothesis=False: {method.__name__} needs"):
+        method(**TWO, freeze_hypothesis=False)
+
+
 @pytest.mark.parametrize("method", [SFDE, CDCL])
 def test_clusters_need_a_head_with_anchors(method):
     with pytest.raises(ValueError, match="a MaxPool head has no anchors"):

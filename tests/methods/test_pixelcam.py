@@ -98,6 +98,18 @@ def test_without_any_seed_the_term_is_zero_with_a_graph(stage1, precision):
     assert all(p.grad.abs().sum() == 0 for p in model.decoder.parameters())
 
 
+@pytest.mark.parametrize("idle", [{"seed_weight": 0.0}, {"windows": {"seed": [2, -1]}}])
+def test_where_its_term_rests_nothing_that_learns_is_out_of_the_graph(stage1, idle):
+    model, batch = model_of(stage1, **idle).train(), with_maps()
+    for module in model.frozen():
+        module.requires_grad_(requires_grad=False)
+    terms = terms_of(model, batch, model(batch))
+    assert terms["seed"] == 0
+    sum(terms.values()).backward()  # else DDP waits for gradients that never come
+    assert all(p.grad is not None for p in model.parameters() if p.requires_grad)
+    assert not any(p.grad is not None and p.grad.any() for p in model.decoder.parameters())
+
+
 def test_dropped_channels_are_those_of_the_image_head(stage1):
     whole, dropped = model_of(stage1), model_of(stage1, feature_dropout=0.9)
     batch = batch_of()
@@ -323,6 +335,7 @@ def test_without_validation_there_is_none_at_the_start(stage1, tmp_path):
         ({"decoder_args": {"hidden": 2}}, "hidden=2 must be one of 0, 1, 3"),
         ({"windows": {"pixel": [1, 2]}}, "give .* for seed, crf, size, entropy"),
         ({"cam_source": "disk"}, "cam_source='disk'"),
+        ({"low_res": True, "crf_weight": 1.0}, "crf_weight=1.0 .* low_res=True .* use one"),
     ],
 )
 def test_wrong_options_are_named(stage1, changes, message):

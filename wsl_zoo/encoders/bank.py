@@ -77,14 +77,17 @@ class FeatureBank:
 def average_norms(module: nn.Module, mean: Callable[[Tensor], Tensor]) -> None:
     """Give the batch norms of all processes the mean of their running statistics, in place.
 
-    Each process moves its own; without this a sample's features depend on who looks at it.
+    Each process moves its own; without this a sample's features depend on who looks at it. Norms
+    in evaluation mode move nothing and stay as they are.
 
     Args:
         module: The network.
         mean: Averages a tensor over processes.
     """
     for norm in module.modules():
-        if isinstance(norm, nn.modules.batchnorm._BatchNorm) and norm.running_mean is not None:
+        if not isinstance(norm, nn.modules.batchnorm._BatchNorm) or not norm.training:
+            continue
+        if norm.running_mean is not None:
             assert norm.running_var is not None
             norm.running_mean.copy_(mean(norm.running_mean))
             norm.running_var.copy_(mean(norm.running_var))

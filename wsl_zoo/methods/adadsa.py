@@ -49,6 +49,8 @@ class AdaDSA(SourceFree):
         ValueError: The encoder has none (ViT, DeiT): nothing could be adapted.
     """
 
+    needs_hypothesis = True
+
     def __init__(
         self,
         ce_weight: float = 0.3,

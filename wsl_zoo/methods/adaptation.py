@@ -75,19 +75,22 @@ class SourceFree(Seeded, CAMClassifier, WithNegatives):
             head.
         negatives: As of `WithNegatives`, for the pixel loss: images that are *taken for* the fully
             negative class of the target data give background seeds alone, from everywhere.
-        freeze_hypothesis: Hold the image head.
+        freeze_hypothesis: Hold the image head. Some methods always do.
         lr: Rate of the trunk.
         step_size: Epochs between two decays.
         **kwargs: See `CAMClassifier`.
 
     Raises:
-        ValueError: Numbers out of their range, or a pixel loss without a pixel classifier.
+        ValueError: Numbers out of their range, a pixel loss without a pixel classifier, or a free
+            head where the method needs the source's.
     """
 
     needs: ClassVar[frozenset[str]] = frozenset()
     selects_from_start: ClassVar[bool] = True
     measures_bias: ClassVar[bool] = True
     seeder_option: ClassVar[str] = "source"
+    needs_hypothesis: ClassVar[bool] = False
+    """Whether the method stands on the source's image head as it is."""
 
     def __init__(
         self,
@@ -119,6 +122,11 @@ class SourceFree(Seeded, CAMClassifier, WithNegatives):
             raise ValueError(f'pixel_scope={pixel_scope!r} must be "dataset" or "batch"')
         if norm_mode not in ("train", "eval"):
             raise ValueError(f'norm_mode={norm_mode!r} must be "train" or "eval"')
+        if self.needs_hypothesis and not freeze_hypothesis:
+            raise ValueError(
+                f"freeze_hypothesis=False: {type(self).__name__} needs the source's image head as "
+                "it is, leave it at True"
+            )
         if refresh_every < 0:
             raise ValueError(f"refresh_every={refresh_every} must not be negative")
         self.decoder = (

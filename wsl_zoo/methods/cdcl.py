@@ -32,6 +32,8 @@ class CDCL(Clustered):
         **kwargs: See `Clustered`.
     """
 
+    needs_hypothesis = True
+
     def __init__(
         self,
         contrast_weight: float = 1.0e-3,

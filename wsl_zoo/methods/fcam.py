@@ -231,10 +231,11 @@ class FCAM(Seeded, SecondStage):
                 terms["size"] = h["size_weight"] * self.size(probabilities)
             if self._counts("entropy"):
                 terms["entropy"] = h["entropy_weight"] * pixel_entropy(probabilities)
+            if not terms:  # All is off, yet optimiser and DDP need a graph of the decoder.
+                terms["seed"] = 0.0 * logits.sum()
             if not self.freezes:
                 terms["ce"] = F.cross_entropy(output.logits.float(), batch["label"])
-            # Where all is off, the optimiser still needs a graph.
-            return terms or {"seed": 0.0 * logits.sum()}
+            return terms
 
     def _counts(self, term: str) -> bool:
         return bool(self.hparams[f"{term}_weight"]) and self.is_on(term)

@@ -19,7 +19,7 @@ brought there before the softmax, as published; the map of evaluation is the sof
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -43,7 +43,7 @@ class PixelCAM(FCAM, WithNegatives):
     Args:
         low_res: Label pixels at the resolution of the final map (published for ViTs), to which the
             seeder's map is brought; False: at the size of the image, to which the pixel logits are
-            brought (published for CNNs).
+            brought (published for CNNs). Not with `crf_weight`, which needs the image's colours.
         detach_pixels: Keep the gradients of the pixel loss from the encoder.
         feature_dropout: Probability at which channels of the final map are dropped before the image
             head (the pixel head sees them all).
@@ -57,6 +57,9 @@ class PixelCAM(FCAM, WithNegatives):
         step_size: Epochs between two decays.
         min_lr: Floor of the rate.
         **kwargs: See `FCAM`.
+
+    Raises:
+        ValueError: As of `FCAM`; `low_res` with `crf_weight`.
     """
 
     selects_from_start = True
@@ -89,11 +92,21 @@ class PixelCAM(FCAM, WithNegatives):
             min_lr=min_lr,
             **kwargs,
         )
+        if low_res and crf_weight:
+            raise ValueError(
+                f"crf_weight={crf_weight} compares pixels of the image, and low_res=True labels "
+                "those of the final map: use one of the two"
+            )
         self.dropout = nn.Dropout2d(feature_dropout)
 
     def make_decoder(self, options: dict[str, Any]) -> nn.Module:
         """Return the pixel head."""
         return PixelHead(self.encoder.final_channels, **options)
+
+    def frozen(self) -> Iterable[nn.Module]:
+        """Return what stage 2 holds, and a pixel head that no term teaches beside a classifier."""
+        taught = any(self.hparams[f"{term}_weight"] for term in self.terms)
+        return [*super().frozen(), *([] if taught or self.freezes else [self.decoder])]
 
     def decode(self, decoder: nn.Module, output: Output, size: Sequence[int]) -> Tensor:
         """Return a pixel head's logits (B, 2, h, w), at the resolution of the final map."""
