@@ -1,6 +1,5 @@
 import pytest
 import torch
-from pytorch_lightning import Callback
 from torch.nn import functional as F
 
 import wsl_zoo
@@ -10,7 +9,6 @@ from tests.methods.test_fcam import batch_of
 from tests.methods.test_fcam import model_of as any_model_of
 from wsl_zoo.cams import normalize_map
 from wsl_zoo.cams.normalize import resize_maps
-from wsl_zoo.checkpointing import BestCheckpoint, LastCheckpoint, StartValidation
 from wsl_zoo.losses import SEED_IGNORE
 from wsl_zoo.methods import FCAM, CAMClassifier, HaS, PixelCAM
 
@@ -265,62 +263,6 @@ def test_another_method_may_seed(stage1, tmp_path, method):
         raw = other.class_map(batch, output, batch["label"])
     torch.testing.assert_close(model.seed_maps(batch), normalize_map(raw))
     trainer(tmp_path, max_steps=1, limit_val_batches=0).fit(model, tiny_data())
-
-
-# The best checkpoint ------------------------------------------------------------------------------
-
-
-class Validations(Callback):
-    """Notes after how many steps it was validated."""
-
-    def __init__(self):
-        self.steps, self.modes = [], []
-
-    def on_validation_end(self, trainer, pl_module):
-        self.steps.append(trainer.global_step)
-
-    def on_train_batch_start(self, trainer, pl_module, *args):
-        self.modes.append(pl_module.training and pl_module.encoder.training)
-
-
-def selecting(model, folder, *callbacks, **changes):
-    best = [BestCheckpoint(kind, dirpath=folder) for kind in ("cl", "loc")]
-    seen = Validations()
-    callbacks = [StartValidation(), *best, LastCheckpoint(dirpath=folder), seen, *callbacks]
-    settings = {"limit_val_batches": 1.0, "enable_checkpointing": True}
-    fit(model, folder, *callbacks, **settings | changes)
-    return seen
-
-
-def step_of(path):
-    return torch.load(path, weights_only=True)["global_step"]
-
-
-def test_the_start_is_a_candidate_for_the_best(stage1, tmp_path):
-    model = model_of(stage1, lr=0.0, min_lr=0.0, freeze_bn=True)
-    seen = selecting(model, tmp_path)
-    assert seen.steps == [0, 2, 4]
-    assert all(seen.modes)
-    assert step_of(tmp_path / "best_cl.ckpt") == step_of(tmp_path / "best_loc.ckpt") == 0
-    assert step_of(tmp_path / "last.ckpt") == 4
-    start, last = (wsl_zoo.load(tmp_path / f"{name}.ckpt") for name in ("best_loc", "last"))
-    assert start.chosen_threshold == last.chosen_threshold
-    assert torch.equal(start.head.fc.weight, wsl_zoo.load(stage1).head.fc.weight)
-
-
-def test_a_resumed_run_is_not_validated_at_its_start(stage1, tmp_path):
-    assert selecting(model_of(stage1), tmp_path, max_epochs=1).steps == [0, 2]
-    last = tmp_path / "last.ckpt"
-    assert selecting(model_of(stage1), tmp_path, ckpt_path=last).steps == [4]
-
-
-def test_other_methods_are_not_validated_at_their_start(tmp_path):
-    assert selecting(CAMClassifier(**SMALL), tmp_path, max_epochs=1).steps == [2]
-
-
-def test_without_validation_there_is_none_at_the_start(stage1, tmp_path):
-    seen = selecting(model_of(stage1), tmp_path, max_epochs=1, limit_val_batches=0)
-    assert seen.steps == []
 
 
 # Wrong options ------------------------------------------------------------------------------------

@@ -13,8 +13,10 @@ model, `seeder`, shows. Of a data set's fully negative class (CAMELYON16: normal
 background pixels only, from everywhere.
 
 Deviations: background pixels are uniform in the lowest part (see `PixelCAMSampler`). The last batch
-of an epoch is not filled up with copies. Where the pixels are labelled at full size, the logits are
-brought there before the softmax, as published; the map of evaluation is the softmax brought there.
+of an epoch is not filled up with copies. The start is no candidate of `best_cl` and `best_loc`, as
+it is there: stage 1 often classifies best, and a pixel head that has learnt nothing shows noise.
+Where the pixels are labelled at full size, the logits are brought there before the softmax, as
+published; the map of evaluation is the softmax brought there.
 """
 
 from __future__ import annotations
@@ -38,7 +40,6 @@ class PixelCAM(FCAM, WithNegatives):
 
     Defaults are those of GlaS: SGD from 0.001, divided by ten every 250 of 1,000 epochs, batches of
     32, flips and colour jitter; head, pixel head and layer4 of a ResNet ten times faster.
-    `best_cl` and `best_loc` are chosen from the start of stage 1 on (epoch 0 counts).
 
     Args:
         low_res: Label pixels at the resolution of the final map (published for ViTs), to which the
@@ -61,8 +62,6 @@ class PixelCAM(FCAM, WithNegatives):
     Raises:
         ValueError: As of `FCAM`; `low_res` with `crf_weight`.
     """
-
-    selects_from_start = True
 
     def __init__(
         self,
