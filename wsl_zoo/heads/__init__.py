@@ -3,6 +3,14 @@
 from wsl_zoo.heads.decoder import UNetDecoder
 from wsl_zoo.heads.image_path import ImagePathDecoder
 from wsl_zoo.heads.mil import AttentionMIL
+from wsl_zoo.heads.ordinal import (
+    BinomialScores,
+    Cumulative,
+    CutPoints,
+    OrdinalHead,
+    PoissonScores,
+    SharedRank,
+)
 from wsl_zoo.heads.peaks import PRM
 from wsl_zoo.heads.pixel import PixelHead
 from wsl_zoo.heads.pooling import GAP, WGAP, WILDCAT, LogSumExp, MaxPool, PoolingHead
@@ -13,10 +21,16 @@ __all__ = [
     "WGAP",
     "WILDCAT",
     "AttentionMIL",
+    "BinomialScores",
+    "Cumulative",
+    "CutPoints",
     "ImagePathDecoder",
     "LogSumExp",
     "MaxPool",
+    "OrdinalHead",
     "PixelHead",
+    "PoissonScores",
     "PoolingHead",
+    "SharedRank",
     "UNetDecoder",
 ]
