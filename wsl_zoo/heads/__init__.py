@@ -1,6 +1,8 @@
 """Heads: what turns the features of an encoder into logits and maps."""
 
 from wsl_zoo.heads.decoder import UNetDecoder
+from wsl_zoo.heads.hazard import AdditiveHazard
+from wsl_zoo.heads.history import HistoryAggregator, HistoryImputer, RecurrentAggregator
 from wsl_zoo.heads.image_path import ImagePathDecoder
 from wsl_zoo.heads.mil import AttentionMIL
 from wsl_zoo.heads.ordinal import (
@@ -20,10 +22,13 @@ __all__ = [
     "PRM",
     "WGAP",
     "WILDCAT",
+    "AdditiveHazard",
     "AttentionMIL",
     "BinomialScores",
     "Cumulative",
     "CutPoints",
+    "HistoryAggregator",
+    "HistoryImputer",
     "ImagePathDecoder",
     "LogSumExp",
     "MaxPool",
@@ -31,6 +36,7 @@ __all__ = [
     "PixelHead",
     "PoissonScores",
     "PoolingHead",
+    "RecurrentAggregator",
     "SharedRank",
     "UNetDecoder",
 ]

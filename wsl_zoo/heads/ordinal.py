@@ -11,6 +11,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from wsl_zoo.heads.pooling import at_least_float32
+
 
 class OrdinalHead(nn.Module):
     """Base: the numbers as they are.
@@ -72,7 +74,7 @@ class PoissonScores(OrdinalHead):
 
     def forward(self, logits: Tensor) -> Tensor:
         """Return the scores (B, K), at least float32, of logits (B, K)."""
-        rate = F.softplus(_full(self.rate(logits))).clamp(min=1e-8)
+        rate = F.softplus(at_least_float32(self.rate(logits))).clamp(min=1e-8)
         return self.sign * (self.steps * rate.log() - rate - self.log_factorials) / self.tau
 
 
@@ -100,7 +102,7 @@ class BinomialScores(OrdinalHead):
 
     def forward(self, logits: Tensor) -> Tensor:
         """Return the scores (B, K), at least float32, of a scalar f (B, 1)."""
-        f = _full(logits)
+        f = at_least_float32(logits)
         up, down = self.steps * F.logsigmoid(f), self.steps.flip(0) * F.logsigmoid(-f)
         return (self.log_choices + up + down) / self.tau
 
@@ -128,7 +130,7 @@ class CutPoints(OrdinalHead):
 
     def forward(self, logits: Tensor) -> Tensor:
         """Return a (B, K-1), at least float32, of a scalar f (B, 1)."""
-        return self.cut_points() - _full(logits)
+        return self.cut_points() - at_least_float32(logits)
 
 
 class SharedRank(OrdinalHead):
@@ -148,11 +150,7 @@ class SharedRank(OrdinalHead):
 
     def forward(self, logits: Tensor) -> Tensor:
         """Return l (B, K-1), at least float32, of a scalar f (B, 1)."""
-        return _full(logits) + self.biases
-
-
-def _full(numbers: Tensor) -> Tensor:
-    return numbers.float() if numbers.dtype in (torch.float16, torch.bfloat16) else numbers
+        return at_least_float32(logits) + self.biases
 
 
 def _check_tau(tau: float) -> None:

@@ -16,6 +16,7 @@ from wsl_zoo.losses.clusters import (
     prediction_bias,
 )
 from wsl_zoo.losses.crf import DenseCRF, JointColorCRF
+from wsl_zoo.losses.distill import bernoulli_distillation, reconstruction_loss
 from wsl_zoo.losses.entropy import (
     marginal_entropy,
     negative_entropy,
@@ -37,6 +38,7 @@ from wsl_zoo.losses.ordinal import (
 )
 from wsl_zoo.losses.seeds import SAMPLERS, SEED_IGNORE, SeedSampler, seed_loss
 from wsl_zoo.losses.size import BackgroundLarger, EmptyOutside, SizeConstraint, SizeNear
+from wsl_zoo.losses.survival import horizon_labels, masked_bce, positive_weight
 
 __all__ = [
     "CORAL",
@@ -65,17 +67,22 @@ __all__ = [
     "adjacent_differences",
     "anchor_contrast",
     "anchored_clusters",
+    "bernoulli_distillation",
     "bilateral_apply",
     "centroid_labels",
     "class_gaussians",
     "contrastive_domain_discrepancy",
     "forget_set",
+    "horizon_labels",
     "marginal_entropy",
+    "masked_bce",
     "nearest_fraction",
     "negative_entropy",
     "overpredicted",
     "pixel_entropy",
+    "positive_weight",
     "prediction_bias",
+    "reconstruction_loss",
     "seed_loss",
     "suppression_loss",
     "uniform_cross_entropy",

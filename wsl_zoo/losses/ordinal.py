@@ -33,8 +33,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from wsl_zoo.losses.barrier import ExtendedLogBarrier
-
-HALF = (torch.float16, torch.bfloat16)
+from wsl_zoo.losses.precision import at_least_float32
 
 
 class OrdinalLoss(nn.Module, ABC):
@@ -65,7 +64,7 @@ class OrdinalLoss(nn.Module, ABC):
                 f"{type(self).__name__} of {self.num_classes} ranks takes (B, {self.outputs}), "
                 f"got {tuple(numbers.shape)}"
             )
-        return self.per_sample(_full(numbers), label).mean()
+        return self.per_sample(at_least_float32(numbers), label).mean()
 
     @abstractmethod
     def per_sample(self, numbers: Tensor, label: Tensor) -> Tensor:
@@ -96,11 +95,11 @@ class OrdinalCrossEntropy(OrdinalLoss):
 
     def probabilities(self, numbers: Tensor) -> Tensor:
         """Return softmax(s)."""
-        return _full(numbers).softmax(dim=1)
+        return at_least_float32(numbers).softmax(dim=1)
 
     def constrained(self, numbers: Tensor) -> Tensor:
         """Return log softmax(s)."""
-        return _full(numbers).log_softmax(dim=1)
+        return at_least_float32(numbers).log_softmax(dim=1)
 
 
 class SoftOrdinal(OrdinalCrossEntropy):
@@ -217,7 +216,7 @@ class CodeVector(OrdinalLoss):
 
     def probabilities(self, numbers: Tensor) -> Tensor:
         """Return p (B, K), maybe negative."""
-        return _of_survival(_full(numbers)[:, 1:].sigmoid())
+        return _of_survival(at_least_float32(numbers)[:, 1:].sigmoid())
 
     def constrained(self, numbers: Tensor) -> Tensor:
         """Return p (B, K)."""
@@ -225,7 +224,7 @@ class CodeVector(OrdinalLoss):
 
     def predict(self, numbers: Tensor) -> Tensor:
         """Return the rank before the first bit below one half, at least 0; (B,)."""
-        ones = (_full(numbers) >= 0).to(torch.int64).cumprod(dim=1).sum(dim=1)
+        ones = (at_least_float32(numbers) >= 0).to(torch.int64).cumprod(dim=1).sum(dim=1)
         return (ones - 1).clamp(min=0)
 
 
@@ -242,7 +241,7 @@ class ProportionalOdds(OrdinalLoss):
 
     def constrained(self, numbers: Tensor) -> Tensor:
         """Return the log-probabilities of the ranks, (B, K)."""
-        a = _full(numbers)
+        a = at_least_float32(numbers)
         upper, lower = a[:, 1:], a[:, :-1]
         inner = F.logsigmoid(upper) + F.logsigmoid(-lower) + _log1mexp(upper - lower)
         return torch.cat([F.logsigmoid(a[:, :1]), inner, F.logsigmoid(-a[:, -1:])], dim=1)
@@ -274,7 +273,7 @@ class CORAL(OrdinalLoss):
 
     def probabilities(self, numbers: Tensor) -> Tensor:
         """Return P(Y > k-1) - P(Y > k), (B, K), maybe negative."""
-        return _of_survival(_full(numbers).sigmoid())
+        return _of_survival(at_least_float32(numbers).sigmoid())
 
     def constrained(self, numbers: Tensor) -> Tensor:
         """Return the probabilities."""
@@ -282,7 +281,7 @@ class CORAL(OrdinalLoss):
 
     def predict(self, numbers: Tensor) -> Tensor:
         """Return how many P(Y > k) exceed one half, (B,)."""
-        return (_full(numbers).sigmoid() > 0.5).sum(dim=1)
+        return (at_least_float32(numbers).sigmoid() > 0.5).sum(dim=1)
 
 
 class CORN(OrdinalLoss):
@@ -310,13 +309,13 @@ class CORN(OrdinalLoss):
 
     def constrained(self, numbers: Tensor) -> Tensor:
         """Return the log-probabilities: sum_{j < k} log sigmoid(l_j) + log sigmoid(-l_k)."""
-        numbers = _full(numbers)
+        numbers = at_least_float32(numbers)
         reached = F.pad(F.logsigmoid(numbers).cumsum(dim=1), (1, 0))
         return reached + F.pad(F.logsigmoid(-numbers), (0, 1))
 
     def predict(self, numbers: Tensor) -> Tensor:
         """Return how many P(Y > k) exceed one half, (B,)."""
-        return (_full(numbers).sigmoid().cumprod(dim=1) > 0.5).sum(dim=1)
+        return (at_least_float32(numbers).sigmoid().cumprod(dim=1) > 0.5).sum(dim=1)
 
 
 # Uni-modality -------------------------------------------------------------------------------------
@@ -380,7 +379,7 @@ class UnimodalityConstraint(nn.Module):
             scores: `(B, K)`: `OrdinalLoss.constrained`.
             label: `(B,)` true ranks.
         """
-        z = adjacent_differences(_full(scores), label)
+        z = adjacent_differences(at_least_float32(scores), label)
         if self.barrier is None:
             each = torch.where(z >= 0, (z + self.margin) ** 2, torch.zeros_like(z))
         else:
@@ -388,10 +387,6 @@ class UnimodalityConstraint(nn.Module):
             each = each.clamp(min=0) if self.kind == "rectified" else each
         pairs = each.sum(dim=1) if self.reduction == "sum" else each.mean(dim=1)
         return pairs.mean()
-
-
-def _full(numbers: Tensor) -> Tensor:
-    return numbers.float() if numbers.dtype in HALF else numbers
 
 
 def _ranks(like: Tensor) -> Tensor:

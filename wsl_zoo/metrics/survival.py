@@ -30,7 +30,7 @@ def kaplan_meier(time: Tensor, event: Tensor, *, censoring: bool = False) -> tup
         event: `(N,)` bool.
         censoring: Of not being censored instead of surviving; events come before it.
     """
-    times, at = time.unique(return_inverse=True)
+    times, at = torch.unique(time, return_inverse=True)
     events = torch.bincount(at, weights=event.double(), minlength=len(times))
     leaving = torch.bincount(at, minlength=len(times)).double()
     at_risk = len(time) - leaving.cumsum(0) + leaving
