@@ -12,12 +12,13 @@ from abc import abstractmethod
 from collections.abc import Sequence
 from typing import Any, Literal
 
+import numpy as np
 import torch
 from torch import Tensor
 from torchmetrics import Metric
 from torchmetrics.utilities.data import dim_zero_cat
 
-from wsl_zoo.metrics.survival_kernels import concordance
+from wsl_zoo.metrics.survival_kernels import areas, concordance
 
 Rows = tuple[Tensor, Tensor, Tensor]
 
@@ -213,47 +214,22 @@ class TimeDependentAUC(SurvivalMetric):
         weights = event.double()
         if self.censoring == "ipcw":
             weights = self.weights(time, event, event & (time <= self.horizons[-1]))
-        sorted_by: list[tuple[Tensor, Tensor]] = []
-        areas = []
-        for y, horizon in enumerate(self.horizons):
-            column = y if risk.shape[1] > 1 else 0
-            if column == len(sorted_by):
-                order = risk[:, column].argsort(descending=True)
-                scores = risk[order, column]
-                last = torch.ones_like(order, dtype=torch.bool)
-                last[:-1] = scores[:-1] - scores[1:] > self.tie_tolerance
-                sorted_by.append((order, last))
-            order, last = sorted_by[column]
-            later, seen = time[order] > horizon, event[order]
-            if self.at_horizon == "control":
-                later |= (time[order] == horizon) & ~seen
-            early = (time[order] <= horizon) & seen
-            areas.append(self._area(weights[order] * early, later.double(), last))
-        return torch.stack(areas)
-
-    def _area(self, cases: Tensor, controls: Tensor, last: Tensor) -> Tensor:
-        """Return the area of weighted cases and controls, sorted by falling risk.
-
-        Args:
-            cases: `(N,)` weights, 0 of others.
-            controls: `(N,)` likewise.
-            last: `(N,)` which is the last one of equal risk.
-        """
-        if not cases.any() or not controls.any():
-            return cases.new_tensor(float("nan"))
-        zero = cases.new_zeros(1)
-        hits, alarms = (torch.cat([zero, v.cumsum(0)[last]]) for v in (cases, controls))
-        hits, alarms = hits / hits[-1], alarms / alarms[-1]
+        own = risk.shape[1] > 1  # a risk per horizon, else one for all
+        limit = 2.0 if self.max_fpr is None else self.max_fpr
+        horizons = np.array(self.horizons)
+        columns = [
+            areas(
+                column.numpy(), time.numpy(), event.numpy(), weights.numpy(),
+                horizons[y : y + 1] if own else horizons,
+                self.at_horizon == "control", limit, self.tie_tolerance,
+            )
+            for y, column in enumerate(risk.T.contiguous())
+        ]  # fmt: skip
+        found = torch.from_numpy(np.concatenate(columns))
         if self.max_fpr is None:
-            return torch.trapezoid(hits, alarms)
-        stop = int(torch.searchsorted(alarms, self.max_fpr, right=True))
-        if stop < len(alarms):  # up to the limit, on the line to the next point
-            part = (self.max_fpr - alarms[stop - 1]) / (alarms[stop] - alarms[stop - 1])
-            reached = hits[stop - 1] + part * (hits[stop] - hits[stop - 1])
-            hits = torch.cat([hits[:stop], reached[None]])
-            alarms = torch.cat([alarms[:stop], alarms.new_tensor([self.max_fpr])])
+            return found
         least, most = self.max_fpr**2 / 2, self.max_fpr
-        return 0.5 * (1 + (torch.trapezoid(hits, alarms) - least) / (most - least))
+        return 0.5 * (1 + (found - least) / (most - least))
 
     def summary(self) -> Tensor:
         """Return the mean over horizons by the events between them (Lambert & Chevret 2016).
@@ -261,13 +237,13 @@ class TimeDependentAUC(SurvivalMetric):
         sum_y AUC(t_y) (S(t_{y-1}) - S(t_y)) / (1 - S(t_last)), S the Kaplan-Meier estimate of the
         rows seen, S(t_{-1}) = 1; of one horizon its AUC. A float64 scalar.
         """
-        areas = self.compute()
-        if len(areas) == 1:
-            return areas[0]
+        values = self.compute()
+        if values.ndim == 0:
+            return values
         _, time, event = self.rows()
-        survival = value_at(kaplan_meier(time, event), areas.new_tensor(self.horizons))
-        lost = -torch.cat([areas.new_ones(1), survival]).diff()
-        return (areas * lost).sum() / (1 - survival[-1])
+        survival = value_at(kaplan_meier(time, event), values.new_tensor(self.horizons))
+        lost = -torch.cat([values.new_ones(1), survival]).diff()
+        return (values * lost).sum() / (1 - survival[-1])
 
 
 class ConcordanceIndex(SurvivalMetric):

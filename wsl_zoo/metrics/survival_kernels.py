@@ -1,4 +1,4 @@
-"""The concordance index of one risk in O(N log N), compiled by numba."""
+"""Time-dependent AUC and concordance index of one risk in O(N log N), compiled by numba."""
 
 from __future__ import annotations
 
@@ -30,6 +30,82 @@ def concordance(
     # Of one time, the censored come first on the way back: events are compared with them.
     by_time = np.lexsort((event, -time))
     return float(_concordance(risk, time, event, weights, by_risk, by_time, tolerance))
+
+
+def areas(
+    risk: NDArray[np.float64],
+    time: NDArray[np.float64],
+    event: NDArray[np.bool_],
+    weights: NDArray[np.float64],
+    horizons: NDArray[np.float64],
+    at_horizon: bool,
+    max_fpr: float,
+    tolerance: float,
+) -> NDArray[np.float64]:
+    """Return the area under the ROC curve up to a false positive rate, at each horizon.
+
+    Args:
+        risk: `(N,)`.
+        time: `(N,)`.
+        event: `(N,)`.
+        weights: `(N,)` of samples that are cases.
+        horizons: `(Y,)`.
+        at_horizon: Whether those who were censored exactly at a horizon are controls.
+        max_fpr: Upper limit of the false positive rate; above 1 there is none.
+        tolerance: Neighbours in the order of risk that differ by no more are equal.
+    """
+    order = np.argsort(-risk, kind="stable")
+    columns = (risk[order], time[order], event[order], weights[order])
+    found: NDArray[np.float64] = _areas(*columns, horizons, at_horizon, max_fpr, tolerance)
+    return found
+
+
+@entry_point
+def _areas(
+    risk: NDArray[np.float64],
+    time: NDArray[np.float64],
+    event: NDArray[np.bool_],
+    weights: NDArray[np.float64],
+    horizons: NDArray[np.float64],
+    at_horizon: bool,
+    max_fpr: float,
+    tolerance: float,
+) -> NDArray[np.float64]:
+    n = len(risk)
+    found = np.full(len(horizons), np.nan)
+    for y in range(len(horizons)):
+        horizon = horizons[y]
+        positive = 0.0
+        negative = 0.0
+        for i in range(n):
+            if time[i] <= horizon and event[i]:
+                positive += weights[i]
+            elif time[i] > horizon or (at_horizon and time[i] == horizon):
+                negative += 1.0
+        if positive == 0 or negative == 0:
+            continue
+        hits = 0.0
+        alarms = 0.0
+        reached = 0.0  # the curve so far: true and false positive rate
+        passed = 0.0
+        area = 0.0
+        for i in range(n):
+            if time[i] <= horizon and event[i]:
+                hits += weights[i]
+            elif time[i] > horizon or (at_horizon and time[i] == horizon):
+                alarms += 1.0
+            if i + 1 == n or risk[i] - risk[i + 1] > tolerance:
+                rate = hits / positive
+                false = alarms / negative
+                if false > max_fpr:  # up to the limit, on the line to this point
+                    rate = reached + (rate - reached) * (max_fpr - passed) / (false - passed)
+                    area += (max_fpr - passed) * (reached + rate) / 2
+                    break
+                area += (false - passed) * (reached + rate) / 2
+                reached = rate
+                passed = false
+        found[y] = area
+    return found
 
 
 @entry_point
