@@ -6,6 +6,7 @@ network is closed for the whole run, and the autouse fixture is registered as a 
 """
 
 import ipaddress
+import multiprocessing
 import os
 import random
 import socket
@@ -27,6 +28,8 @@ if UNDER_XDIST:  # workers share the cores; inherited by the processes that test
     for variable in ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS"):
         os.environ[variable] = "1"
     os.environ["NUMBA_NUM_THREADS"] = "1"
+# Tests of several processes fork them from one that has imported all this once.
+multiprocessing.set_forkserver_preload(["pytorch_lightning", "wsl_zoo.methods", "wsl_zoo.data"])
 
 
 class NetworkUsed(RuntimeError):

@@ -6,6 +6,7 @@ import pytest
 import torch
 from pytorch_lightning import Callback
 from pytorch_lightning.loggers import CSVLogger
+from pytorch_lightning.strategies import DDPStrategy
 from torch.utils.data import DataLoader
 from torch.utils.data.distributed import DistributedSampler
 
@@ -13,6 +14,11 @@ import wsl_zoo
 from tests.cases import build, case_of, trainer
 from wsl_zoo.callbacks import PanelWriter, ResultWriter
 from wsl_zoo.checkpointing import BestCheckpoint, LastCheckpoint
+
+
+def forked():
+    """DDP whose processes are forked from one that has imported the package (see conftest)."""
+    return DDPStrategy(start_method="forkserver")
 
 
 class Dump(Callback):
@@ -38,7 +44,7 @@ def test_two_processes(name, tmp_path):
         PanelWriter(count=2), ResultWriter(),
     ]  # fmt: skip
     two = trainer(
-        tmp_path, devices=2, strategy="ddp_spawn", max_steps=2, callbacks=callbacks,
+        tmp_path, devices=2, strategy=forked(), max_steps=2, callbacks=callbacks,
         logger=CSVLogger(tmp_path, name="", version=""), enable_checkpointing=True,
     )  # fmt: skip
     two.fit(model, data)
@@ -81,7 +87,7 @@ def test_two_processes_never_split_a_group_of_frames(tmp_path):
     clips, length, frames = 7, 4, 3
     data = case_of("CoLoCAM").data(train=clips, frames=frames, frame_style="random", batch_size=6)
     two = trainer(
-        tmp_path, devices=2, strategy="ddp_spawn", max_epochs=1, limit_val_batches=0,
+        tmp_path, devices=2, strategy=forked(), max_epochs=1, limit_val_batches=0,
         callbacks=[Groups(tmp_path)],
     )  # fmt: skip
     two.fit(build("CoLoCAM", tmp_path), data)

@@ -100,7 +100,7 @@ def source(tmp_path_factory):
 def ranks(source, tmp_path_factory):
     """What each of two processes found."""
     folder = tmp_path_factory.mktemp("ranks")
-    mp.spawn(work, args=(source, str(folder)), nprocs=WORLD)
+    mp.start_processes(work, args=(source, str(folder)), nprocs=WORLD, start_method="forkserver")
     return [torch.load(folder / f"{rank}.pt", weights_only=True) for rank in range(WORLD)]
 
 

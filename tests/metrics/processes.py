@@ -86,7 +86,8 @@ def differing_on_processes(
     differing: dict[str, str] = {}
     for world in worlds:
         with TemporaryDirectory() as folder:
-            mp.spawn(_work, args=(world, dict(cases), folder), nprocs=world)
+            start = partial(mp.start_processes, start_method="forkserver")
+            start(_work, args=(world, dict(cases), folder), nprocs=world)
             ranks = [torch.load(Path(folder) / f"{rank}.pt") for rank in range(world)]
         for name, (build, rows) in cases.items():
             metric = build()
