@@ -65,15 +65,18 @@ def write_run(root, method, seed, shares):
 
 def test_the_bias_of_a_folder_of_runs_is_drawn(tmp_path, figures):
     write_run(tmp_path, "SHOT", 0, [0.9, 0.7, 0.5])
-    write_run(tmp_path, "SHOT", 1, [0.7, 0.5, 0.5])
+    write_run(tmp_path, "SHOT", 1, [0.3, 0.5, 0.5])  # the other class is favoured
     write_run(tmp_path, "SFDA-DE", 0, [0.9, 0.9, 0.1])
+    write_run(tmp_path, "AdaDSA", 1, [0.6, 0.4, 0.4])
     written = reports.write_plots(tmp_path, reports.collect(tmp_path))
     assert written == [tmp_path / "bias_val.png"]
     assert written[0].is_file()
     share, kl = figures[0].axes
-    np.testing.assert_allclose(lines_of(share)["SHOT"], [80, 60, 50])  # of class 1, first favoured
+    np.testing.assert_allclose(lines_of(share)["SHOT"], [80, 60, 50])  # of 1, in seed 1 of 0
+    np.testing.assert_allclose(lines_of(share)["AdaDSA"], [40, 60, 60])  # as both together favour
     np.testing.assert_allclose(lines_of(share)["SFDA-DE"], [90, 90, 10])
     np.testing.assert_allclose(lines_of(kl)["SHOT"], [60, 20, 0], atol=1e-9)
+    assert (lines_of(kl)["AdaDSA"] >= 0).all()
     np.testing.assert_allclose(lines_of(kl)["SFDA-DE"], [80, 80, 80])
 
 

@@ -210,11 +210,11 @@ def draw_bias(
 def _draw_runs(
     ax: Axes, x: Sequence[float], runs: Sequence[Sequence[float]], *, color: str, **style: Any
 ) -> None:
-    """Draw the mean of several runs, in percent, in a band of their standard deviation."""
+    """Draw the mean of several runs, in percent, in a band of their deviation within 0 to 100."""
     mean = [100 * sum(values) / len(values) for values in zip(*runs, strict=True)]
     spread = [100 * _deviation(values) for values in zip(*runs, strict=True)]
-    low = [m - s for m, s in zip(mean, spread, strict=True)]
-    high = [m + s for m, s in zip(mean, spread, strict=True)]
+    low = [max(0.0, m - s) for m, s in zip(mean, spread, strict=True)]
+    high = [min(100.0, m + s) for m, s in zip(mean, spread, strict=True)]
     ax.plot(x, mean, markersize=4, color=color, **style)
     ax.fill_between(x, low, high, alpha=0.15, linewidth=0, color=color)
 

@@ -31,6 +31,9 @@ RESULTS = "results.jsonl"
 JOB = "job.json"
 CURVE = "curve.csv"
 
+Runs = dict[str, list[list[float]]]
+"""Method -> per run its values."""
+
 TITLES = {
     "acc": "accuracy",
     "balanced_acc": "balanced accuracy",
@@ -225,40 +228,47 @@ def write_plots(root: Path, frame: pd.DataFrame) -> list[Path]:
         if lines:
             path = root / f"learning_{split}.png"
             written.append(draw_learning(lines, path, levels=levels, title=split))
-    for split, logged in _over_epochs(root).items():
-        bias = logged.pop("bias", None)
-        if bias is None:
-            continue
-        # Of the class that all methods together predict most often before the first step.
-        shares = max(logged.values(), key=_at_first, default={})
+    for split, (bias, shares) in _bias_over_epochs(root).items():
         written.append(draw_bias(bias, shares, root / f"bias_{split}.png", split))
     return written
 
 
-def _at_first(methods: Mapping[str, Sequence[Sequence[float]]]) -> float:
-    """Sum of what all runs of all methods begin with."""
-    return sum(run[0] for runs in methods.values() for run in runs)
+def _bias_over_epochs(root: Path) -> dict[str, tuple[Runs, Runs]]:
+    """Validation split -> the bias of predictions after each validation, and a class's share.
 
-
-def _over_epochs(root: Path) -> dict[str, dict[str, dict[str, list[list[float]]]]]:
-    """Validation split -> metric -> method -> per run its value after each validation.
-
-    Of runs that measure the bias of predictions: it, `bias`, and the share of class k, `share_<k>`.
+    The class is the one that the runs of a seed (fold, ...) favour before their first step, all
+    methods together.
     """
     import pandas as pd
 
-    found: dict[str, dict[str, dict[str, list[list[float]]]]] = {}
+    found: dict[str, list[tuple[str, str, dict[str, list[float]]]]] = {}
     for folder, job in runs_below(root, JOB):
         path = folder / "metrics.csv"
         logged = pd.read_csv(path) if path.is_file() else pd.DataFrame()
+        cells = dict(job["cells"])
+        method, group = cells.pop("method"), json.dumps(cells, sort_keys=True)
+        own: dict[str, dict[str, list[float]]] = {}
         for column in logged.columns:
             split, _, name = column.partition("/")
             if split.startswith("val") and (name == "bias" or name.startswith("share_")):
-                methods = found.setdefault(split, {}).setdefault(name, {})
-                methods.setdefault(job["cells"]["method"], []).append(
-                    logged[column].dropna().tolist()
-                )
-    return found
+                own.setdefault(split, {})[name] = logged[column].dropna().tolist()
+        for split, values in own.items():
+            if "bias" in values:
+                found.setdefault(split, []).append((method, group, values))
+    drawn: dict[str, tuple[Runs, Runs]] = {}
+    for split, runs in found.items():
+        at_first: dict[str, dict[str, float]] = {}
+        for _, group, values in runs:
+            sums = at_first.setdefault(group, {})
+            for name in values.keys() - {"bias"}:
+                sums[name] = sums.get(name, 0.0) + values[name][0]
+        bias, shares = drawn.setdefault(split, ({}, {}))
+        for method, group, values in runs:
+            bias.setdefault(method, []).append(values["bias"])
+            favoured = max(at_first[group], key=lambda name: at_first[group][name], default="")
+            if favoured in values:
+                shares.setdefault(method, []).append(values[favoured])
+    return drawn
 
 
 def _learning(
