@@ -75,8 +75,11 @@ class OrdinalLoss(nn.Module, ABC):
         """Return the probabilities of the ranks, (B, K), which sum to 1."""
 
     def constrained(self, numbers: Tensor) -> Tensor:
-        """Return what constraints of uni-modality act on, (B, K): the log-probabilities."""
-        return self.probabilities(numbers).log()
+        """Return what constraints of uni-modality act on, (B, K): the probabilities.
+
+        Of losses whose probabilities are positive their logarithms, which those compute stably.
+        """
+        return self.probabilities(numbers)
 
     def predict(self, numbers: Tensor) -> Tensor:
         """Return the predicted ranks (B,): the most probable."""
@@ -218,10 +221,6 @@ class CodeVector(OrdinalLoss):
         """Return p (B, K), maybe negative."""
         return _of_survival(at_least_float32(numbers)[:, 1:].sigmoid())
 
-    def constrained(self, numbers: Tensor) -> Tensor:
-        """Return p (B, K)."""
-        return self.probabilities(numbers)
-
     def predict(self, numbers: Tensor) -> Tensor:
         """Return the rank before the first bit below one half, at least 0; (B,)."""
         ones = (at_least_float32(numbers) >= 0).to(torch.int64).cumprod(dim=1).sum(dim=1)
@@ -274,10 +273,6 @@ class CORAL(OrdinalLoss):
     def probabilities(self, numbers: Tensor) -> Tensor:
         """Return P(Y > k-1) - P(Y > k), (B, K), maybe negative."""
         return _of_survival(at_least_float32(numbers).sigmoid())
-
-    def constrained(self, numbers: Tensor) -> Tensor:
-        """Return the probabilities."""
-        return self.probabilities(numbers)
 
     def predict(self, numbers: Tensor) -> Tensor:
         """Return how many P(Y > k) exceed one half, (B,)."""

@@ -82,7 +82,7 @@ class SurvivalMetric(Metric):
             event: `(N,)`.
         """
         time, event = time.detach().double().cpu(), event.detach().bool().cpu()
-        _check_times(time, event)
+        _check_times(time)
         self._censoring = kaplan_meier(time, event, censoring=True)
 
     def update(
@@ -111,7 +111,7 @@ class SurvivalMetric(Metric):
             risk, time, event = risk[valid], time[valid], event[valid]
         if risk.isnan().any():
             raise ValueError(f"risk of {int(risk.isnan().any(dim=1).sum())} samples is NaN")
-        _check_times(time, event)
+        _check_times(time)
         self.check(risk)
         self.risk.append(risk)
         self.time.append(time)
@@ -297,7 +297,7 @@ class ConcordanceIndex(SurvivalMetric):
         return torch.tensor(columns, dtype=torch.float64)
 
 
-def _check_times(time: Tensor, event: Tensor) -> None:
+def _check_times(time: Tensor) -> None:
     """Refuse times that are negative or not finite."""
     wrong = ~(time >= 0) | time.isinf()
     if wrong.any():
