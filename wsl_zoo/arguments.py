@@ -85,7 +85,7 @@ def _parameters() -> set[str]:
 
 def arguments_of_checkpoint(checkpoint: Mapping[str, Any]) -> list[str]:
     """Return what a checkpoint says of its model, as arguments that later ones override."""
-    linked = {"num_classes", "class_names", "seed"}
+    linked = {"num_classes", "class_names", "in_chans", "seed"}
     hparams = checkpoint["hyper_parameters"]
     init_args = {k: v for k, v in hparams.items() if k not in linked and not k.startswith("_")}
     model = {"class_path": checkpoint["wsl_zoo"]["class_path"], "init_args": init_args}

@@ -116,7 +116,7 @@ class PanelWriter(Callback):
             if output.map is None:
                 return
             maps = module.localize(part, output, "label").float().cpu()
-        guesses = output.logits.argmax(dim=1).tolist()
+        guesses = module.predicted(output).tolist()
         for i, score_map in enumerate(maps):
             has_mask = "mask" in part and bool(part["has_mask"][i])
             tiles = pictures.panel(
@@ -191,7 +191,7 @@ class MapWriter(Callback):
             if not bool(batch["valid"][i]):
                 continue
             maps = outputs["map"]
-            height, width = batch["size"][i].tolist()
+            height, width = batch["size"][i].tolist() if maps is not None else (0, 0)
             prediction = to_prediction(
                 outputs["probabilities"][i],
                 int(outputs["label"][i]),

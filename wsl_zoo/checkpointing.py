@@ -12,7 +12,8 @@ from pytorch_lightning.callbacks import ModelCheckpoint
 class BestCheckpoint(ModelCheckpoint):
     """Keeps `best_<kind>.ckpt`: best classification (cl) or localisation (loc, loc_<root>).
 
-    What is monitored comes from the data module (`selection`): accuracy, and PxAP or MaxBoxAcc on
+    What is monitored comes from the data module (`selection`): accuracy (of ranks the mean absolute
+    error, of risks the loss: what the method's `selects_by` says), and PxAP or MaxBoxAcc on
     the validation split with ground truth, or MaxBoxAcc on the pseudo-boxes of one of `val_roots`.
     Without any there is no `best_loc`. A checkpoint of localisation holds the thresholds chosen on
     the split that it was judged on. Of equal scores the first is kept, as F-CAM does (the survey
@@ -48,6 +49,11 @@ class BestCheckpoint(ModelCheckpoint):
             select = getattr(data, "selection", None)
             chosen = select() if select is not None else {"cl": "val/acc"}
             self.monitor = chosen.get(self.kind)
+            if self.kind == "cl" and self.monitor is not None:
+                metric, mode = getattr(pl_module, "selects_by", ("acc", "max"))
+                self.monitor = f"{self.monitor.partition('/')[0]}/{metric}"
+                if mode != self.mode:
+                    self.mode, self.kth_value = mode, -self.kth_value
             judge = getattr(pl_module, "judge", None)
             if self.kind == "loc" and self.monitor is not None and judge is not None:
                 self.monitor = f"{self.monitor.partition('/')[0]}/{judge}"

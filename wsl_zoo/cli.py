@@ -104,7 +104,7 @@ class ZooCLI(LightningCLI):
 
     def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
         """Link data to model, seed to both, and add the options of a run."""
-        for name in ("num_classes", "class_names"):
+        for name in ("num_classes", "class_names", "in_chans"):
             parser.link_arguments(f"data.{name}", f"model.init_args.{name}", apply_on="instantiate")
         for part in ("model", "data"):
             parser.link_arguments("seed_everything", f"{part}.init_args.seed", compute_fn=int)

@@ -153,7 +153,7 @@ def predict_batch(
     with torch.no_grad(), evaluating(model):
         output = model(batch)
         probabilities = output.logits.float().softmax(dim=1)
-        labels = output.logits.argmax(dim=1)
+        labels = model.predicted(output)
         if target != "pred":
             labels = torch.full_like(labels, target)
         maps = None if output.map is None else model.localize(batch, output, target)

@@ -21,7 +21,7 @@ A run that finished is skipped, one that was killed goes on from its last checkp
 run with other options, or from checkpoints that were made anew since, is refused. Further
 command-line arguments go to every run; `--F-CAM:model.lr 0.1` goes to those of one method. Rounds
 are options as well: `--rounds.count 3`. `--methods "CAM, F-CAM"` runs those and what they need;
-`--methods all`, every one, is the default.
+`--methods all`, every one, is the default. `--output DIR` takes the place of the file's.
 """
 
 from __future__ import annotations
@@ -47,12 +47,13 @@ REFERENCE = re.compile(r"""(\{"?([^{}"']+):(\w+)(?:": null)?\})""")
 OF_ONE = re.compile(r"--([^=:]+):(.+)")
 
 
-def read_pipeline(path: Path, extra: Sequence[str] = ()) -> list[Job]:
+def read_pipeline(path: Path, extra: Sequence[str] = (), output: str | None = None) -> list[Job]:
     """Return the runs of a pipeline, each after those that it needs.
 
     Args:
         path: The YAML file.
         extra: Arguments of every run; `--METHOD:option value` for those of one method.
+        output: Folder of the runs; None: the file's.
 
     Raises:
         ValueError: Unknown or missing keys, methods or checkpoints, or methods in a circle.
@@ -69,7 +70,7 @@ def read_pipeline(path: Path, extra: Sequence[str] = ()) -> list[Job]:
     shares = _share(extra, methods)
     own = {m: [*_arguments(options), *shares[m]] for m, options in methods.items()}
     references = {m: REFERENCE.findall("\n".join(args)) for m, args in own.items()}
-    root, jobs = Path(file["output"]), []
+    root, jobs = Path(output or file["output"]), []
     for method in _in_order(path, references):
         config, test = (methods[method].get(key, file.get(key)) for key in ("config", "test"))
         if config is None:
@@ -167,20 +168,19 @@ def _refuse_unknown(what: str, name: Any, known: Collection[str]) -> None:
         raise ValueError(f"{what} {name!r}; {hint}")
 
 
-def _chosen(args: Sequence[str]) -> tuple[list[str], list[str] | None]:
-    """Take `--methods A,B` out of the arguments; None: all methods."""
-    rest, chosen = [], None
+def _taken(args: Sequence[str], wanted: str, needs: str) -> tuple[list[str], str | None]:
+    """Take `--option value` out of the arguments; None: it is not there, the last one counts."""
+    rest, found = [], None
     queue = list(args)
     while queue:
         option, given, value = queue.pop(0).partition("=")
-        if option != "--methods":
+        if option != wanted:
             rest.append(option + given + value)
             continue
         if not given and not queue:
-            raise ValueError('--methods needs names: --methods "A, B", or all')
-        names = [name.strip() for name in (value if given else queue.pop(0)).split(",")]
-        chosen = None if names == ["all"] else names
-    return rest, chosen
+            raise ValueError(f"{wanted} needs {needs}")
+        found = value if given else queue.pop(0)
+    return rest, found
 
 
 def needed(jobs: Sequence[Job], methods: Collection[str]) -> list[Job]:
@@ -205,10 +205,11 @@ def run(args: Sequence[str]) -> None:
         raise ValueError("usage: wsl-zoo run PIPELINE.yaml [--data.root DIR ...]")
     from wsl_zoo.catalogue import config_path
 
-    rest, methods = _chosen(args[1:])
-    jobs = read_pipeline(config_path(args[0]), rest)
-    if methods is not None:
-        jobs = needed(jobs, methods)
+    rest, output = _taken(args[1:], "--output", "a folder")
+    rest, chosen = _taken(rest, "--methods", 'names: --methods "A, B", or all')
+    jobs = read_pipeline(config_path(args[0]), rest, output)
+    if chosen is not None and chosen != "all":
+        jobs = needed(jobs, [name.strip() for name in chosen.split(",")])
     failed, waiting = execute_all(jobs)
     if any(jobs[0].root.rglob(reports.RESULTS)):
         reports.print_summary(jobs[0].root)

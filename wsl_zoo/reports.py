@@ -38,6 +38,10 @@ TITLES = {
     "acc": "accuracy",
     "balanced_acc": "balanced accuracy",
     "top5_acc": "top-5 accuracy",
+    "mae": "mean absolute error, ranks",
+    "soi": "SOI around the prediction",
+    "soi_label": "SOI around the label",
+    "loss": "loss",
     "bias": "bias of predictions (0: every class as often, 100: one class)",
     "pxap": "PxAP",
     "prevalence": "prevalence (PxAP of a constant map)",
@@ -64,13 +68,22 @@ TITLES = {
 }
 
 
+NUMBERS = frozenset({"mae", "loss"})
+"""Metrics that are no fractions: they are shown as they are."""
+
+
+def shown(metric: str, value: float) -> str:
+    """Format a value: a fraction in percent, a number with three decimals."""
+    return f"{value:.3f}" if metric in NUMBERS else percent(value)
+
+
 def title_of(metric: str) -> str:
     """Return the heading of a metric."""
     return TITLES.get(metric, metric.replace("_", " "))
 
 
 def results_table(columns: Mapping[str, Mapping[str, float]]) -> Table:
-    """Return a table with one row per metric and one column per entry, in percent.
+    """Return a table with one row per metric and one column per entry, fractions in percent.
 
     Args:
         columns: Column title -> {"split/metric": fraction}.
@@ -84,7 +97,7 @@ def results_table(columns: Mapping[str, Mapping[str, float]]) -> Table:
     rows.sort(key=lambda key: (key.partition("/")[0], order.get(key.partition("/")[2], len(order))))
     for key in rows:
         split, _, metric = key.partition("/")
-        cells = [percent(v[key]) if key in v else "" for v in columns.values()]
+        cells = [shown(metric, v[key]) if key in v else "" for v in columns.values()]
         table.add_row(f"{split}: {title_of(metric)}", *cells)
     return table
 
@@ -147,7 +160,7 @@ def runs_below(root: Path, file: str) -> list[tuple[Path, dict[str, Any]]]:
 def summarize(frame: pd.DataFrame, over: Sequence[str] = ("seed", "fold")) -> pd.DataFrame:
     """Return mean, standard deviation (n - 1) and number of runs over seeds and folds.
 
-    One row per combination of the other columns; a column per metric, "mean ± sd" in percent.
+    One row per combination of the other columns; a column per metric, "mean ± sd", fractions in percent.
     """
     import pandas as pd
 
@@ -160,8 +173,9 @@ def summarize(frame: pd.DataFrame, over: Sequence[str] = ("seed", "fold")) -> pd
         for metric in metrics:
             seen = group[metric].dropna()
             if len(seen):
-                spread = f" ± {percent(float(seen.std()))}" if len(seen) > 1 else ""
-                row[metric] = percent(float(seen.mean())) + spread
+                name = metric.partition("/")[2]
+                spread = f" ± {shown(name, float(seen.std()))}" if len(seen) > 1 else ""
+                row[metric] = shown(name, float(seen.mean())) + spread
         rows.append(row)
     return pd.DataFrame(rows).fillna("")
 

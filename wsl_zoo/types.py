@@ -49,12 +49,16 @@ class Batch(TypedDict, total=False):
     """(B, T) bool, real frames."""
     exam_mask: Tensor
     """(B, E) bool, real exams."""
+    view_mask: Tensor
+    """(B, E, V) bool, real views of an exam."""
     exam_time: Tensor
     """(B, E) float, when each exam took place."""
     event: Tensor
     """(B,) bool, the event was observed."""
     time: Tensor
     """(B,) float, time of the event or of censoring."""
+    subset: Tensor
+    """(B, S) bool, which of S evaluation subsets a sample belongs to; metrics are their means."""
     sequence: Tensor
     """(B,) int64, which shot of the batch a frame belongs to, from 0."""
     frame: Tensor

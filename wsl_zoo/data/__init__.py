@@ -9,16 +9,23 @@ from wsl_zoo.data.ebhi import EBHIData
 from wsl_zoo.data.flowers import FlowersData
 from wsl_zoo.data.folder import FolderData, UnlabelledImages
 from wsl_zoo.data.glas import GlaSData
+from wsl_zoo.data.grades import SyntheticGradesData
 from wsl_zoo.data.ilsvrc import ILSVRCData
 from wsl_zoo.data.manifest import DataError, Record
 from wsl_zoo.data.openimages import OpenImagesData
+from wsl_zoo.data.ordinal import AFADData, FGNETData, HCIData, ICIARData
 from wsl_zoo.data.synthetic import SyntheticData, SyntheticVideoData
+from wsl_zoo.data.tables import TableData, TabularDataModule
 from wsl_zoo.data.video import VideoDataModule
 from wsl_zoo.data.video_folder import VideoFolderData
 from wsl_zoo.data.wsol import WSOLData
 from wsl_zoo.data.youtube_objects import YouTubeObjectsData
 
 __all__ = [
+    "AFADData",
+    "FGNETData",
+    "HCIData",
+    "ICIARData",
     "CUBData",
     "Camelyon16Data",
     "Camelyon17Data",
@@ -32,7 +39,10 @@ __all__ = [
     "OpenImagesData",
     "Record",
     "SyntheticData",
+    "SyntheticGradesData",
     "SyntheticVideoData",
+    "TableData",
+    "TabularDataModule",
     "UnlabelledImages",
     "VideoDataModule",
     "VideoFolderData",

@@ -165,6 +165,11 @@ class ZooDataModule(LightningDataModule, ABC):
         return len(self.class_names)
 
     @property
+    def in_chans(self) -> int:
+        """Channels C of an image, or features D of a row."""
+        return 3
+
+    @property
     def negative_class(self) -> int | None:
         """The class whose images hold nothing to be localised; None: every class has a region."""
         return None

@@ -30,7 +30,12 @@ RECENT_CLIPS = 4  # kept by a source that keeps few
 TO_EDGES = np.array([0, 0, 1, 1])
 
 
-def _split_counts(classes: int, **counts: int) -> dict[str, int]:
+def split_counts(classes: int, **counts: int) -> dict[str, int]:
+    """Return the sizes of splits.
+
+    Raises:
+        ValueError: One of them is smaller than the number of classes.
+    """
     if min(counts.values()) < classes:
         sizes = ", ".join(f"{split}={count}" for split, count in counts.items())
         raise ValueError(f"{sizes}: every split needs all {classes} classes")
@@ -239,7 +244,7 @@ class SyntheticData(ZooDataModule):
             raise ValueError(f"classes={classes} must be between {least} and {len(TEXTURES)}")
         if negatives and cue != "texture":
             raise ValueError(f'negatives=True needs cue="texture", got {cue!r}')
-        self.counts = _split_counts(classes + negatives, train=train, val=val, test=test)
+        self.counts = split_counts(classes + negatives, train=train, val=val, test=test)
         if cue not in RENDER:
             raise ValueError(f"cue={cue!r} must be one of {', '.join(RENDER)}")
         self.classes = classes
@@ -324,7 +329,7 @@ class SyntheticVideoData(VideoDataModule):
         super().__init__(image_size=image_size, cache=cache, **kwargs)
         if not 2 <= classes <= len(TEXTURES):
             raise ValueError(f"classes={classes} must be between 2 and {len(TEXTURES)}")
-        self.counts = _split_counts(classes, train=train, val=val, test=test)
+        self.counts = split_counts(classes, train=train, val=val, test=test)
         self.classes = classes
         self.options: dict[str, Any] = {
             "frames": frames_per_clip,

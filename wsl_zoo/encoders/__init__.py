@@ -2,7 +2,8 @@
 
 from wsl_zoo.encoders.bank import FeatureBank, average_norms
 from wsl_zoo.encoders.features import FeatureCache
+from wsl_zoo.encoders.mlp import MLPEncoder
 from wsl_zoo.encoders.recompute import recomputed
 from wsl_zoo.encoders.timm import Encoder
 
-__all__ = ["Encoder", "FeatureBank", "FeatureCache", "average_norms", "recomputed"]
+__all__ = ["Encoder", "FeatureBank", "FeatureCache", "MLPEncoder", "average_norms", "recomputed"]

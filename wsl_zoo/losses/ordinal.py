@@ -18,7 +18,8 @@ probabilities of the ranks and a prediction:
 Classification", arXiv 1911.10720) joins any of them: z_k = s_k - s_{k+1} < 0 left of the true rank
 and z_k = s_{k+1} - s_k < 0 from it on. On scores under a softmax, z is the same as on its
 log-probabilities, so for every loss that has positive probabilities s is their logarithm;
-`CodeVector` and `CORAL`, whose probabilities may be negative, are constrained on these themselves.
+`CodeVector` and `CORAL`, whose probabilities may be negative, are constrained on the increasing
+function asinh(p / 2e) of these, e = 1e-3, which is ln(p / e) far above e and p / 2e far below.
 
 Everything is computed in float32 at least, outside autocast.
 """
@@ -36,6 +37,9 @@ from wsl_zoo.losses.barrier import ExtendedLogBarrier
 from wsl_zoo.losses.precision import at_least_float32
 
 
+LINEAR_BELOW = 1e-3  # e: probabilities of either sign count by their logarithm above it
+
+
 class OrdinalLoss(nn.Module, ABC):
     """Base: `loss(numbers (B, W), label (B,)) -> scalar`, the mean over the batch.
 
@@ -44,7 +48,10 @@ class OrdinalLoss(nn.Module, ABC):
 
     Attributes:
         outputs: Numbers W per sample.
+        positive: Whether `constrained` are logarithms of probabilities, which are positive then.
     """
+
+    positive = True
 
     def __init__(self, num_classes: int) -> None:
         super().__init__()
@@ -75,11 +82,11 @@ class OrdinalLoss(nn.Module, ABC):
         """Return the probabilities of the ranks, (B, K), which sum to 1."""
 
     def constrained(self, numbers: Tensor) -> Tensor:
-        """Return what constraints of uni-modality act on, (B, K): the probabilities.
+        """Return what constraints of uni-modality act on, (B, K): asinh(p / 2e).
 
         Of losses whose probabilities are positive their logarithms, which those compute stably.
         """
-        return self.probabilities(numbers)
+        return (self.probabilities(numbers) / (2 * LINEAR_BELOW)).asinh()
 
     def predict(self, numbers: Tensor) -> Tensor:
         """Return the predicted ranks (B,): the most probable."""
@@ -212,6 +219,8 @@ class CodeVector(OrdinalLoss):
     P(Y >= 0) = 1 and P(Y >= K) = 0, may be negative where bits are out of order.
     """
 
+    positive = False
+
     def per_sample(self, numbers: Tensor, label: Tensor) -> Tensor:
         """Return the squared errors, (B,)."""
         code = (_ranks(numbers) <= label[:, None]).to(numbers)
@@ -259,6 +268,8 @@ class CORAL(OrdinalLoss):
 
     P(Y > k) = sigmoid(l_k). Probabilities may be negative where the biases are out of order.
     """
+
+    positive = False
 
     def __init__(self, num_classes: int) -> None:
         super().__init__(num_classes)

@@ -25,6 +25,7 @@ from wsl_zoo.methods.spg import SPG
 from wsl_zoo.methods.tcam import TCAM
 from wsl_zoo.methods.tscam import TSCAM
 from wsl_zoo.methods.unet import SupervisedUNet
+from wsl_zoo.methods.unimodal import UnimodalOrdinal
 
 __all__ = [
     "ADL",
@@ -51,5 +52,6 @@ __all__ = [
     "PixelCAM",
     "SFDADeP",
     "SupervisedUNet",
+    "UnimodalOrdinal",
     "ZooModule",
 ]

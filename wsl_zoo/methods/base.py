@@ -20,7 +20,7 @@ from torch import Tensor, nn
 from wsl_zoo import __version__
 from wsl_zoo.cams.normalize import normalize_map
 from wsl_zoo.data.dataset import stable_seed
-from wsl_zoo.encoders import Encoder
+from wsl_zoo.encoders import Encoder, MLPEncoder
 from wsl_zoo.methods.evaluation import Evaluated
 from wsl_zoo.metrics.split import Thresholds
 from wsl_zoo.prediction import Prediction, predict_image
@@ -42,11 +42,13 @@ class ZooModule(Evaluated, ABC):
     Args:
         num_classes: Number K of classes (the command line takes it from the data).
         class_names: Their names in label order; stored in checkpoints.
-        encoder: Any timm model name.
+        encoder: Any timm model name; "mlp" for rows of features (see `MLPEncoder`).
+        encoder_args: Arguments of "mlp", e.g. `{"hidden": [64, 64]}`.
         pretrained: Download timm's weights for it.
         weights: Local weight file (`.safetensors`, `.pth`) to start from; read when training
             starts, so that a trained checkpoint loads and resumes when the file is gone.
-        in_chans: Channels C of the input.
+        in_chans: Channels C of the input, or features D of a row (the command line takes it from
+            the data).
         stride: Output stride of the encoder, 8, 16 or 32; None: its own.
         stride_mode: "undilated" (the papers': stride removed, weights as they are) or "dilated".
         form: "wsol" gives the papers' forms of VGG16 and InceptionV3.
@@ -80,6 +82,7 @@ class ZooModule(Evaluated, ABC):
         num_classes: int = 2,
         class_names: list[str] | None = None,
         encoder: str = "resnet50",
+        encoder_args: dict[str, Any] | None = None,
         pretrained: bool = False,
         weights: str | None = None,
         in_chans: int = 3,
@@ -111,15 +114,21 @@ class ZooModule(Evaluated, ABC):
             raise ValueError(f"num_classes={num_classes}: a classifier needs at least two")
         self.num_classes = num_classes
         self.class_names = class_names or [str(k) for k in range(num_classes)]
-        self.encoder = Encoder(
-            encoder,
-            in_chans=in_chans,
-            stride=stride,
-            stride_mode=stride_mode,
-            mean=mean,
-            std=std,
-            form=form,
-            img_size=img_size,
+        if encoder_args is not None and encoder != "mlp":
+            raise ValueError(f'encoder_args={encoder_args} goes with encoder="mlp", not {encoder}')
+        self.encoder = (
+            MLPEncoder(in_chans, **(encoder_args or {}))
+            if encoder == "mlp"
+            else Encoder(
+                encoder,
+                in_chans=in_chans,
+                stride=stride,
+                stride_mode=stride_mode,
+                mean=mean,
+                std=std,
+                form=form,
+                img_size=img_size,
+            )
         )
         self.image_size: int | list[int] | None = None
         """What images are resized to, as in training: the side of a square, or [height, width];
@@ -218,7 +227,13 @@ class ZooModule(Evaluated, ABC):
         self.train()
 
     def load_start_weights(self) -> None:
-        """Read the encoder's start weights; methods with a stage before them read its files too."""
+        """Read the encoder's start weights; methods with a stage before them read its files too.
+
+        An encoder of features takes from the training rows what it standardises by.
+        """
+        data = getattr(self.trainer, "datamodule", None)
+        if isinstance(self.encoder, MLPEncoder) and hasattr(data, "training_features"):
+            self.encoder.standardize(data.training_features())
         if self.hparams["weights"] is not None or self.hparams["pretrained"]:
             self.encoder.load_weights(self.hparams["weights"])
 
@@ -289,7 +304,7 @@ class ZooModule(Evaluated, ABC):
         size = len(batch["index"])
         values = {f"train/{name}": value.detach() for name, value in terms.items()}
         if output.logits is not None and "label" in batch:
-            right = output.logits.detach().argmax(dim=1) == batch["label"]
+            right = self.predicted(output) == batch["label"]
             values["train/acc"] = right.float().mean()
         self.log_dict(
             values | {"train/loss": total.detach()},
@@ -339,7 +354,7 @@ class ZooModule(Evaluated, ABC):
         maps = self.localize(batch, output, "pred") if output.map is not None else None
         return {
             "probabilities": probabilities,
-            "label": probabilities.argmax(dim=1),
+            "label": self.predicted(output),
             "map": maps,
             "valid": batch.get("valid"),
             "path": batch.get("path"),

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import replace
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Literal
 
 import torch
 from pytorch_lightning import LightningModule
@@ -26,6 +26,8 @@ class Evaluated(LightningModule):
     """Threshold of maps by definition of the method; None: it is chosen on validation."""
     measures_bias: ClassVar[bool] = False
     """Whether it is of interest how unevenly classes are predicted."""
+    measures_order: ClassVar[bool] = False
+    """Whether classes are ranks, of which neighbours are alike."""
     judge: ClassVar[str | None] = None
     """Metric that `best_loc` is chosen by; None: the data module says (`selection`)."""
 
@@ -42,6 +44,56 @@ class Evaluated(LightningModule):
         """Return the maps of the target classes, (B, H, W) in [0, 1], at the size of the image."""
         raise NotImplementedError
 
+    @property
+    def selects_by(self) -> tuple[str, Literal["min", "max"]]:
+        """Metric that `best_cl` is chosen by, and which end of it is best."""
+        return "acc", "max"
+
+    def predicted(self, output: Output) -> Tensor:
+        """Return the predicted classes (B,): the highest logits."""
+        assert output.logits is not None
+        return output.logits.argmax(dim=1)
+
+    def judged(self, batch: Batch, output: Output) -> tuple[Tensor | None, Tensor | None]:
+        """Return the scores (B, K) that classification is judged by, and losses (B,), or None.
+
+        The mean loss of a split is logged as `<split>/loss`.
+        """
+        return output.logits, None
+
+    def new_metrics(self, thresholds: Thresholds | None = None) -> SplitMetrics:
+        """Make the metrics of a split.
+
+        Args:
+            thresholds: Map thresholds chosen on validation.
+        """
+        corloc = getattr(getattr(self.trainer, "datamodule", None), "corloc", False)
+        return SplitMetrics(
+            self.num_classes,
+            thresholds,
+            corloc=corloc,
+            bias=self.measures_bias,
+            ordinal=self.measures_order,
+        )
+
+    def update_metrics(
+        self, metrics: SplitMetrics, batch: Batch, output: Output, valid: Tensor | None
+    ) -> None:
+        """Add a batch to the metrics of its split."""
+        localizes = output.map is not None and ("mask" in batch or "boxes" in batch)
+        labelled = "label" in batch
+        scores, losses = self.judged(batch, output) if labelled else (output.logits, None)
+        metrics.update(
+            logits=scores,
+            label=batch.get("label"),
+            prediction=self.predicted(output) if self.measures_order and labelled else None,
+            loss=losses,
+            maps=self.localize(batch, output, "label") if localizes else None,
+            mask=batch.get("mask"),
+            boxes=batch.get("boxes"),
+            valid=valid,
+        )
+
     def _split_names(self, stage: str) -> list[str]:
         """Return the splits of a stage; of loaders without a data module "val", or "val_0", ..."""
         data = getattr(self.trainer, "datamodule", None)
@@ -53,12 +105,8 @@ class Evaluated(LightningModule):
         return [stage] if count == 1 else [f"{stage}_{i}" for i in range(count)]
 
     def _start_metrics(self, stage: str, thresholds: Thresholds | None = None) -> None:
-        corloc = getattr(getattr(self.trainer, "datamodule", None), "corloc", False)
         for name in self._split_names(stage):
-            metrics = SplitMetrics(
-                self.num_classes, thresholds, corloc=corloc, bias=self.measures_bias
-            )
-            self.metrics[name] = metrics.to(self.device)
+            self.metrics[name] = self.new_metrics(thresholds).to(self.device)
 
     def on_validation_start(self) -> None:
         """Make the metrics anew."""
@@ -74,16 +122,9 @@ class Evaluated(LightningModule):
         self._evaluate("test", batch, batch_idx, dataloader_idx)
 
     def _evaluate(self, stage: str, batch: Batch, batch_idx: int, dataloader_idx: int) -> None:
-        output = self(batch)
-        localizes = output.map is not None and ("mask" in batch or "boxes" in batch)
-        self.metrics[self._split_names(stage)[dataloader_idx]].update(
-            logits=output.logits,
-            label=batch.get("label"),
-            maps=self.localize(batch, output, "label") if localizes else None,
-            mask=batch.get("mask"),
-            boxes=batch.get("boxes"),
-            valid=self._valid(stage, batch, batch_idx, dataloader_idx),
-        )
+        metrics = self.metrics[self._split_names(stage)[dataloader_idx]]
+        valid = self._valid(stage, batch, batch_idx, dataloader_idx)
+        self.update_metrics(metrics, batch, self(batch), valid)
 
     def _valid(
         self, stage: str, batch: Batch, batch_idx: int, dataloader_idx: int
@@ -99,7 +140,8 @@ class Evaluated(LightningModule):
             return None
         start, size = batch_idx * loader.batch_size, len(loader.dataset)
         rank, world_size = self.trainer.global_rank, self.trainer.world_size
-        return valid_mask(start, len(batch["image"]), size, rank, world_size).to(self.device)
+        count = len(next(value for value in batch.values() if isinstance(value, Tensor)))
+        return valid_mask(start, count, size, rank, world_size).to(self.device)
 
     def on_validation_epoch_end(self) -> None:
         """Log the metrics; keep the thresholds of the split that localisation is judged on."""
@@ -144,7 +186,7 @@ class Evaluated(LightningModule):
     def _log_metrics(self, split: str, values: Mapping[str, Tensor]) -> None:
         for name, value in values.items():
             # Equal on all processes already: the metrics summed their integer states.
-            self.log(f"{split}/{name}", value.float(), prog_bar=name in {"acc", "pxap"})
+            self.log(f"{split}/{name}", value.float(), prog_bar=name in {"acc", "mae", "auc", "pxap"})
 
     def target_index(self, batch: Batch, output: Output, target: Target) -> Tensor:
         """Return the class index (B,) whose map is meant."""
@@ -159,7 +201,7 @@ class Evaluated(LightningModule):
             raise ValueError(f"target={target!r} must be 'label', 'pred' or a class index")
         if output.logits is None:
             raise ValueError("target='pred' needs logits, which this model does not return")
-        return output.logits.argmax(dim=1)
+        return self.predicted(output)
 
     @property
     def chosen_threshold(self) -> float | None:

@@ -1,7 +1,8 @@
 """Every metric of one evaluated split, made as the split's ground truth asks for them.
 
 Classification: accuracy, balanced accuracy (mean recall of the classes that occur) and, with more
-than five classes, top-5. Masks: PxAP beside the prevalence, peak IoU, Dice at the best threshold of
+than five classes, top-5; of ranks accuracy, mean absolute error and SOI around the prediction and
+the label. Masks: PxAP beside the prevalence, peak IoU, Dice at the best threshold of
 the split itself ("oracle"). Boxes: MaxBoxAcc, MaxBoxAccV2, and top-1 (top-5) localisation at the
 best threshold ("oracle"). Videos: CorLoc, the share of frames localised at IoU 0.5, the mean over
 classes, at the threshold that is best on the split: one for all classes ("oracle", TCAM's protocol)
@@ -18,7 +19,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torchmetrics import Metric, MetricCollection
+from torchmetrics import MeanMetric, Metric, MetricCollection
 from torchmetrics.classification import MulticlassAccuracy
 
 from wsl_zoo.metrics.base import IGNORE, synced
@@ -26,6 +27,7 @@ from wsl_zoo.metrics.bias import PredictionBias
 from wsl_zoo.metrics.boxes import BoxAcc, BoxAccV2, BoxLocalization, MaxBoxAcc, MaxBoxAccV2
 from wsl_zoo.metrics.corloc import CorLoc
 from wsl_zoo.metrics.dice import DiceAtThreshold, ImageDice
+from wsl_zoo.metrics.ordinal import OrdinalAccuracy, OrdinalMAE, SidesOrderIndex
 from wsl_zoo.metrics.pixels import PeakIoU, PixelCurve, Prevalence, PxAP
 
 TOP = 5
@@ -87,6 +89,17 @@ def _classification(num_classes: int, bias: bool) -> MetricCollection:
     return MetricCollection(metrics)
 
 
+def _ranks() -> MetricCollection:
+    metrics: dict[str, Metric | MetricCollection] = {
+        "acc": OrdinalAccuracy(),
+        "mae": OrdinalMAE(),
+        "soi": SidesOrderIndex("prediction"),
+        "soi_label": SidesOrderIndex("label"),
+    }
+    # Their states have the same names and may happen to be equal: each keeps its own.
+    return MetricCollection(metrics, compute_groups=False)
+
+
 def _pixels(threshold: float | None) -> MetricCollection:
     metrics: dict[str, Metric | MetricCollection] = {
         "pxap": PxAP(),
@@ -130,6 +143,7 @@ class SplitMetrics(nn.Module):
         thresholds: Map thresholds chosen on validation, for the values at fixed thresholds.
         corloc: The split holds frames of videos: CorLoc too, where there are boxes.
         bias: Also how unevenly classes are predicted (`bias`, `shares`).
+        ordinal: Classes are ranks.
     """
 
     def __init__(
@@ -139,10 +153,13 @@ class SplitMetrics(nn.Module):
         *,
         corloc: bool = False,
         bias: bool = False,
+        ordinal: bool = False,
     ) -> None:
         super().__init__()
         thresholds = Thresholds() if thresholds is None else thresholds
-        self.classification = _classification(num_classes, bias)
+        self.ordinal = ordinal
+        self.classification = _ranks() if ordinal else _classification(num_classes, bias)
+        self.loss = MeanMetric()
         self.pixels = _pixels(thresholds.pixels)
         self.boxes = _boxes(num_classes, thresholds, corloc)
         self._seen: set[str] = set()
@@ -152,6 +169,8 @@ class SplitMetrics(nn.Module):
         *,
         logits: Tensor | None = None,
         label: Tensor | None = None,
+        prediction: Tensor | None = None,
+        loss: Tensor | None = None,
         maps: Tensor | None = None,
         mask: Tensor | None = None,
         boxes: Sequence[Tensor] | None = None,
@@ -160,8 +179,10 @@ class SplitMetrics(nn.Module):
         """Add a batch.
 
         Args:
-            logits: (B, K).
+            logits: (B, K), or of ranks any scores of which the order counts.
             label: (B,) in [0, K).
+            prediction: (B,) predicted ranks; None: the argmax.
+            loss: (B,) losses, whose mean is kept.
             maps: (B, H, W) in [0, 1].
             mask: (B, H, W) of 0, 1 and 255 (ignored).
             boxes: B tensors (n, 4), xyxy in pixels of the maps.
@@ -169,9 +190,14 @@ class SplitMetrics(nn.Module):
         """
         if logits is not None and label is not None:
             keep = slice(None) if valid is None else valid
-            if valid is None or valid.any():
+            if self.ordinal:
+                self.classification.update(logits, label, prediction, valid)
+            elif valid is None or valid.any():
                 self.classification.update(logits[keep], label[keep])
             self._seen.add("classification")
+        if loss is not None:
+            self.loss.update(loss if valid is None else loss[valid])
+            self._seen.add("loss")
         if maps is None:
             return
         if mask is not None:
@@ -189,6 +215,8 @@ class SplitMetrics(nn.Module):
         best = Thresholds()
         if "classification" in self._seen:
             values |= self.classification.compute()
+        if "loss" in self._seen:
+            values["loss"] = self.loss.compute()
         if "boxes" in self._seen:
             values |= self.boxes.compute()
             for name, suffix in (("maxboxacc", "_oracle"), ("boxacc", "")):
@@ -255,6 +283,6 @@ class SplitMetrics(nn.Module):
 
     def reset(self) -> None:
         """Forget all batches."""
-        for metrics in (self.classification, self.pixels, self.boxes):
+        for metrics in (self.classification, self.loss, self.pixels, self.boxes):
             metrics.reset()
         self._seen.clear()
