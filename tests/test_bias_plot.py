@@ -6,6 +6,7 @@ import numpy as np
 import pandas as pd
 
 from wsl_zoo import plots, reports
+from wsl_zoo.runs import JOB
 
 
 def lines_of(ax):
@@ -54,7 +55,7 @@ def write_run(root, method, seed, shares):
     folder = root / method / f"seed{seed}"
     folder.mkdir(parents=True)
     job = {"cells": {"method": method, "seed": seed}}
-    (folder / reports.JOB).write_text(json.dumps(job), encoding="utf-8")
+    (folder / JOB).write_text(json.dumps(job), encoding="utf-8")
     reports.append_result(folder, {"checkpoint": "last", "metrics": {"test/acc": 0.5}})
     rows = []
     for epoch, share in enumerate(shares):
@@ -85,7 +86,7 @@ def test_every_validation_split_has_its_plot_and_runs_without_bias_none(tmp_path
     for method in ("other", "plain"):
         (tmp_path / method).mkdir()
         job = json.dumps({"cells": {"method": method}})
-        (tmp_path / method / reports.JOB).write_text(job, encoding="utf-8")
+        (tmp_path / method / JOB).write_text(job, encoding="utf-8")
     splits = {"val": [0.1, 0.0], "val_a": [0.2, 0.3], "test": [0.4, 0.4]}
     rows = {f"{split}/{name}": v for split, v in splits.items() for name in ("bias", "share_0")}
     pd.DataFrame(rows).to_csv(tmp_path / "other" / "metrics.csv", index=False)

@@ -23,6 +23,9 @@ OUTER = {
     "checkpointing",
     "reports",
     "plots",
+    "overviews",
+    "runs",
+    "titles",
     "export",
     "hub",
 }  # cli is above

@@ -12,14 +12,22 @@ import pytest
 from wsl_zoo import jobs
 
 
-def test_launch_writes_the_log_and_returns_the_status(tmp_path):
+def test_launch_writes_the_log_and_returns_the_status(tmp_path, monkeypatch):
     log = tmp_path / "log.txt"
     log.write_text("before\n")
-    code = "import sys; print('out'); print('err', file=sys.stderr); sys.exit(3)"
-    assert jobs.launch([sys.executable, "-c", code], log) == 3
+    code = (
+        "import os, sys\nprint('out', *sys.argv[1:], os.environ['OF_THE_RUN'], os.getcwd())\n"
+        "print('err', file=sys.stderr)\nsys.exit(int(sys.argv[1]))"
+    )
+    (tmp_path / "some_run.py").write_text(code)
+    monkeypatch.syspath_prepend(str(tmp_path))
+    monkeypatch.setenv("OF_THE_RUN", "here")
+    monkeypatch.chdir(tmp_path)
+    assert jobs.launch(["some_run", "3"], log) == 3
     lines = log.read_text().splitlines()
     assert lines[0] == "before"  # a resumed run appends
-    assert set(lines[1:]) == {"out", "err"}
+    assert set(lines[1:]) == {f"out 3 here {tmp_path}", "err"}
+    assert jobs.launch(["some_run", "0"], log) == 0
 
 
 RUN = """
@@ -37,10 +45,10 @@ time.sleep(120)
 
 @pytest.mark.parametrize("sent", [signal.SIGTERM, signal.SIGINT])
 def test_a_stopped_grid_stops_its_run_and_lets_it_save(tmp_path, sent):
-    script = tmp_path / "run.py"
-    script.write_text(RUN)
-    command = [sys.executable, str(script), str(tmp_path)]
+    (tmp_path / "some_run.py").write_text(RUN)
+    command = ["some_run", str(tmp_path)]
     code = (
+        f"import sys; sys.path.insert(0, {str(tmp_path)!r})\n"
         "from pathlib import Path; from wsl_zoo.jobs import launch\n"
         f"launch({command!r}, Path({str(tmp_path / 'log.txt')!r}))"
     )

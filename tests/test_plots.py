@@ -12,6 +12,7 @@ from PIL import Image
 
 from wsl_zoo import plots, reports
 from wsl_zoo.metrics import BoxLocalization, MaxBoxAcc, MaxBoxAccV2, PxAP
+from wsl_zoo.runs import JOB
 
 
 def blobs():
@@ -353,7 +354,7 @@ def test_a_folder_of_runs_is_drawn(kinds, curves, tmp_path, figures):
                 some = {kind: curves[kind] for kind in kinds}
                 reports.write_curves(some, folder / "curves", f"test_{checkpoint}")
             job = {"cells": {"method": method, "seed": seed}}
-            (folder / reports.JOB).write_text(json.dumps(job))
+            (folder / JOB).write_text(json.dumps(job))
     figures.clear()
     written = reports.write_plots(tmp_path, reports.collect(tmp_path))
     assert [path.name for path in written] == ["selection_test.png", "sensitivity_test.png"]

@@ -14,6 +14,7 @@ import yaml
 
 from wsl_zoo import catalogue, jobs, protocols, reports
 from wsl_zoo.__main__ import main
+from wsl_zoo.runs import JOB
 
 ROOT = Path(__file__).resolve().parents[1]
 
@@ -306,7 +307,7 @@ def test_best_loc_is_best_cl_where_there_is_none(tmp_path, launcher, capsys):
     assert len(launcher.commands) == 4
     assert "is best_cl" not in out
     launcher.commands.clear()
-    (tmp_path / "out" / "F-CAM" / "seed0" / reports.JOB).unlink()
+    (tmp_path / "out" / "F-CAM" / "seed0" / JOB).unlink()
     assert main(["run", str(path)]) == 0
     out = capsys.readouterr().out
     assert out.count("{CAM:best_loc} is best_cl: nothing to select best_loc by") == 1
@@ -368,7 +369,7 @@ def test_a_stage_made_anew_is_not_mixed_with_what_came_from_the_old_one(tmp_path
     assert f"{root}/F-CAM/seed0 was run from another {{CAM:best_loc}}: {root}/CAM/seed0" in err
     checkpoint.write_text(weights)
 
-    record = root / "CAM" / "seed0" / reports.JOB  # as when the folder is gone, or begun anew
+    record = root / "CAM" / "seed0" / JOB  # as when the folder is gone, or begun anew
     text = record.read_text()
     record.unlink()
     assert main(["run", str(path)]) == 1
@@ -376,7 +377,7 @@ def test_a_stage_made_anew_is_not_mixed_with_what_came_from_the_old_one(tmp_path
     record.write_text(text)
     assert launcher.commands == []
 
-    begun = root / "F-CAM" / "seed0" / reports.JOB  # killed: must not go on from other weights
+    begun = root / "F-CAM" / "seed0" / JOB  # killed: must not go on from other weights
     begun.write_text(begun.read_text().replace('"finished": true', '"finished": false'))
     checkpoint.write_text("others")
     assert main(["run", str(path)]) == 1
@@ -466,7 +467,7 @@ def test_a_failed_run_stops_no_other_and_is_resumed(tmp_path, launcher, capsys):
     assert "out of memory" in err
     assert "1 of 6 runs failed" in err
     assert "runs" in out  # the table of the other five
-    assert json.loads((failed / reports.JOB).read_text())["finished"] is False
+    assert json.loads((failed / JOB).read_text())["finished"] is False
     launcher.fails = set()
     assert main(["run", str(path)]) == 0
     assert len(launcher.commands) == 7
@@ -547,7 +548,7 @@ def test_two_real_stages_the_second_killed_and_resumed(tmp_path, monkeypatch, ca
         if process.poll() is None:
             os.killpg(process.pid, signal.SIGKILL)  # its run too
             process.wait()
-    assert not json.loads((second / reports.JOB).read_text())["finished"]
+    assert not json.loads((second / JOB).read_text())["finished"]
     reached = torch.load(last, weights_only=True)["global_step"]
     assert 0 < reached < 3 * 16 // 4
     stage = {path: path.read_bytes() for path in first.rglob("*") if path.is_file()}

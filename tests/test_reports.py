@@ -6,13 +6,14 @@ import pytest
 from rich.console import Console
 
 from wsl_zoo import catalogue, reports
+from wsl_zoo.runs import JOB
 
 
 def write_run(folder, checkpoint="best_cl", cells=None, **metrics):
     row = {"checkpoint": checkpoint, "metrics": {f"test/{k}": v for k, v in metrics.items()}}
     reports.append_result(folder, row)
     if cells is not None:
-        (folder / reports.JOB).write_text(json.dumps({"cells": cells}))
+        (folder / JOB).write_text(json.dumps({"cells": cells}))
 
 
 def text_of(table, width=80):

@@ -28,6 +28,7 @@ from wsl_zoo.annotate import make_data
 from wsl_zoo.data import SyntheticData
 from wsl_zoo.data.masks import read_masks
 from wsl_zoo.rounds import PHASES, Procedure, Rounds
+from wsl_zoo.runs import JOB
 
 CONFIG = {
     "data": {
@@ -411,7 +412,7 @@ def test_learning_curves_are_drawn(stand_ins, tmp_path):
             folder = tmp_path / method / f"seed{seed}"
             procedure(folder, seed=seed, **options).run()
             job = {"cells": {"method": method, "seed": seed}, "order": i}
-            (folder / reports.JOB).write_text(json.dumps(job))
+            (folder / JOB).write_text(json.dumps(job))
     reports.print_summary(tmp_path)
     picture = np.asarray(Image.open(tmp_path / "learning_test.png").convert("RGB"))
     assert (picture != 255).any(axis=-1).mean() > 0.01

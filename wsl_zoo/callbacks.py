@@ -157,7 +157,8 @@ class MapWriter(Callback):
     """Writes predictions: per image `<name>.npz` and `<name>.png`, and one `predictions.csv`.
 
     The archive holds `map` (H, W) float16 in [0, 1] at the size of the image, `probabilities` (K,),
-    `label`, and `boxes` (n, 4); the picture is the map over the image with the boxes.
+    `label`, and `boxes` (n, 4); the picture is the map over the image with the boxes. Of exams the
+    table holds the risk at every horizon, and there is nothing else.
 
     Args:
         folder: Where to write; default: `predictions` in the run's folder.
@@ -168,6 +169,7 @@ class MapWriter(Callback):
         self.folder = Path(folder) if folder is not None else None
         self.count = 0
         self._fixed = folder is not None
+        self._header: tuple[str, ...] = ("image", "class", "probability", "boxes")
         self._rows: list[tuple[str, ...]] = []
 
     def on_predict_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
@@ -189,6 +191,11 @@ class MapWriter(Callback):
         """Write the batch's predictions."""
         for i, path in enumerate(batch["path"]):
             if not bool(batch["valid"][i]):
+                continue
+            if "risk" in outputs:
+                self._header = ("exam", *(f"risk_{name}" for name in pl_module.class_names))
+                self._rows.append((path, *(f"{r:.6f}" for r in outputs["risk"][i].tolist())))
+                self.count += 1
                 continue
             maps = outputs["map"]
             height, width = batch["size"][i].tolist() if maps is not None else (0, 0)
@@ -242,7 +249,7 @@ class MapWriter(Callback):
         rank = f"_{trainer.global_rank}" if trainer.world_size > 1 else ""
         table = io.StringIO()
         writer = csv.writer(table, lineterminator="\n")
-        writer.writerow(("image", "class", "probability", "boxes"))
+        writer.writerow(self._header)
         writer.writerows(self._rows)
         partial = self.folder / f".predictions{rank}.csv.partial"
         partial.write_text(table.getvalue(), encoding="utf-8")
@@ -270,7 +277,8 @@ class ResultWriter(Callback):
 
     The curves over map thresholds, where there are masks or boxes, become `curves/<split>_<ckpt>`
     `.png` and, per kind of ground truth, `.csv` in the run's folder; of videos `_classes.csv` holds
-    CorLoc of every class. W&B receives the picture.
+    CorLoc of every class, of exams `_risk.png` and `.csv` predicted and observed risk. W&B receives
+    the pictures.
 
     Args:
         show: Print the table.
@@ -293,6 +301,14 @@ class ResultWriter(Callback):
             if values and trainer.is_global_zero:
                 name = f"{split}{_checkpoint_suffix(trainer)}_classes.csv"
                 reports.write_classes(values, pl_module.class_names, self._folder / "curves" / name)
+        groups = getattr(pl_module, "risk_groups", None)
+        for split, values in groups("test").items() if groups is not None else ():
+            if values and trainer.is_global_zero:
+                stem = f"{split}{_checkpoint_suffix(trainer)}_risk"
+                path = reports.write_risk(values, self._folder / "curves", stem, title=split)
+                for logger in trainer.loggers:
+                    if isinstance(logger, WandbLogger):
+                        logger.log_image(f"risk/{split}", [Image.open(path)])
         for split, curves in pl_module.curves("test").items():
             if curves and trainer.is_global_zero:
                 written = reports.write_curves(

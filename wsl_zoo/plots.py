@@ -207,6 +207,53 @@ def draw_bias(
     return _save(figure, path)
 
 
+def draw_auc(
+    values: Mapping[str, Mapping[float, Sequence[float]]], path: Path, title: str = ""
+) -> Path:
+    """Draw the AUC of each horizon by method as PNG: mean and deviation of the runs.
+
+    Args:
+        values: Method -> horizon -> the AUC of every run, a fraction.
+        path: Of the PNG, written whole or not at all.
+        title: Above the plot.
+    """
+    figure, (ax,) = _panels(1, title)
+    for i, (name, of_method) in enumerate(values.items()):
+        style = {"linestyle": STYLES[i // len(COLORS) % len(STYLES)], "marker": "o"}
+        runs = list(zip(*of_method.values(), strict=True))
+        _draw_runs(ax, list(of_method), runs, label=name, color=COLORS[i % len(COLORS)], **style)
+    _finish(ax, "", "horizon", "AUC, %", columns=2)
+    ax.autoscale()
+    ax.set_xticks(sorted({t for of_method in values.values() for t in of_method}))
+    return _save(figure, path)
+
+
+def draw_risk(groups: Mapping[str, Tensor], path: Path, title: str = "") -> Path:
+    """Draw predicted and observed risk over the horizons as PNG, by groups of predicted risk.
+
+    Args:
+        groups: "horizon" (Y,), "predicted" (G, Y) and "observed" (G, Y), fractions, from the group
+            of the lowest risk on.
+        path: Of the PNG, written whole or not at all.
+        title: Above the plot.
+    """
+    figure, (ax,) = _panels(1, title)
+    horizons, count = groups["horizon"].tolist(), len(groups["predicted"])
+    for g in reversed(range(count)):
+        color = COLORS[g % len(COLORS)]
+        place = {0: ", lowest", count - 1: ", highest"}.get(g, "")
+        label = f"group {g + 1} of {count}{place}"
+        ax.plot(horizons, (100 * groups["predicted"][g]).tolist(), color=color, label=label)
+        ax.plot(horizons, (100 * groups["observed"][g]).tolist(), "o", color=color)
+    ax.plot([], [], "-", color="0.4", label="predicted, mean")
+    ax.plot([], [], "o", color="0.4", label="observed (1 - Kaplan-Meier)")
+    _finish(ax, "", "horizon", "risk, %", columns=2)
+    ax.autoscale()
+    ax.set_ylim(bottom=0)
+    ax.set_xticks(horizons)
+    return _save(figure, path)
+
+
 def _draw_runs(
     ax: Axes, x: Sequence[float], runs: Sequence[Sequence[float]], *, color: str, **style: Any
 ) -> None:

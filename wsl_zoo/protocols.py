@@ -39,6 +39,7 @@ import yaml
 
 from wsl_zoo import reports
 from wsl_zoo.jobs import Job, execute_all
+from wsl_zoo.runs import RESULTS
 
 KEYS = ("output", "config", "seeds", "folds", "test", "methods")
 CHECKPOINTS = ("best_cl", "best_loc", "last")
@@ -211,7 +212,7 @@ def run(args: Sequence[str]) -> None:
     if chosen is not None and chosen != "all":
         jobs = needed(jobs, [name.strip() for name in chosen.split(",")])
     failed, waiting = execute_all(jobs)
-    if any(jobs[0].root.rglob(reports.RESULTS)):
+    if any(jobs[0].root.rglob(RESULTS)):
         reports.print_summary(jobs[0].root)
     if failed:
         raise RuntimeError(

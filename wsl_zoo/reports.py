@@ -14,72 +14,14 @@ from rich.table import Table
 from rich.text import Text
 
 from wsl_zoo.files import write_whole
-from wsl_zoo.plots import (
-    draw_bias,
-    draw_curves,
-    draw_learning,
-    draw_selection,
-    draw_sensitivity,
-    percent,
-)
+from wsl_zoo.overviews import write_plots
+from wsl_zoo.plots import draw_curves, draw_risk
+from wsl_zoo.runs import RESULTS, runs_below
+from wsl_zoo.titles import TITLES, shown, title_of
 
 if TYPE_CHECKING:  # each is imported where it is needed, so that a listing stays quick
     import pandas as pd
     from torch import Tensor
-
-RESULTS = "results.jsonl"
-JOB = "job.json"
-CURVE = "curve.csv"
-
-Runs = dict[str, list[list[float]]]
-"""Method -> per run its values."""
-
-TITLES = {
-    "acc": "accuracy",
-    "balanced_acc": "balanced accuracy",
-    "top5_acc": "top-5 accuracy",
-    "mae": "mean absolute error, ranks",
-    "soi": "SOI around the prediction",
-    "soi_label": "SOI around the label",
-    "loss": "loss",
-    "bias": "bias of predictions (0: every class as often, 100: one class)",
-    "pxap": "PxAP",
-    "prevalence": "prevalence (PxAP of a constant map)",
-    "peak_iou": "peak IoU",
-    "dice": "Dice (validation threshold)",
-    "dice_bg": "background Dice (validation threshold)",
-    "image_dice": "Dice per image (validation threshold)",
-    "image_dice_auc": "area under the learning curve of Dice per image",
-    "image_dice_present": "Dice per image with a region (validation threshold)",
-    "image_dice_bg": "background Dice per image (validation threshold)",
-    "dice_oracle": "Dice (best threshold)",
-    "dice_bg_oracle": "background Dice (best threshold)",
-    "maxboxacc": "MaxBoxAcc",
-    "maxboxacc_v2": "MaxBoxAccV2",
-    "boxacc": "BoxAcc (validation threshold)",
-    "boxacc_v2": "BoxAccV2 (validation threshold)",
-    "corloc_oracle": "CorLoc (best threshold)",
-    "corloc_class_oracle": "CorLoc (best threshold of each class)",
-    "corloc": "CorLoc (validation threshold)",
-    "top1_loc": "top-1 localisation (validation threshold)",
-    "top5_loc": "top-5 localisation (validation threshold)",
-    "top1_loc_oracle": "top-1 localisation (best threshold)",
-    "top5_loc_oracle": "top-5 localisation (best threshold)",
-}
-
-
-NUMBERS = frozenset({"mae", "loss"})
-"""Metrics that are no fractions: they are shown as they are."""
-
-
-def shown(metric: str, value: float) -> str:
-    """Format a value: a fraction in percent, a number with three decimals."""
-    return f"{value:.3f}" if metric in NUMBERS else percent(value)
-
-
-def title_of(metric: str) -> str:
-    """Return the heading of a metric."""
-    return TITLES.get(metric, metric.replace("_", " "))
 
 
 def results_table(columns: Mapping[str, Mapping[str, float]]) -> Table:
@@ -148,19 +90,10 @@ def collect(root: Path) -> pd.DataFrame:
     return pd.DataFrame(rows)
 
 
-def runs_below(root: Path, file: str) -> list[tuple[Path, dict[str, Any]]]:
-    """Folders below one that hold a file, with their jobs, methods as in the pipeline's file."""
-    runs = []
-    for folder in sorted(path.parent for path in root.rglob(file)):
-        path = folder / JOB
-        runs.append((folder, json.loads(path.read_text("utf-8")) if path.is_file() else {}))
-    return sorted(runs, key=lambda run: run[1].get("order", 0))
-
-
 def summarize(frame: pd.DataFrame, over: Sequence[str] = ("seed", "fold")) -> pd.DataFrame:
     """Return mean, standard deviation (n - 1) and number of runs over seeds and folds.
 
-    One row per combination of the other columns; a column per metric, "mean ± sd", fractions in percent.
+    One row per combination of the other columns; a column per metric, "mean ± sd" (percent).
     """
     import pandas as pd
 
@@ -194,140 +127,6 @@ def write_tables(root: Path, frame: pd.DataFrame, means: pd.DataFrame) -> tuple[
     summary = root / "summary.md"
     summary.write_text(to_markdown(means), encoding="utf-8")
     return table, summary
-
-
-def write_plots(root: Path, frame: pd.DataFrame) -> list[Path]:
-    """Draw, for a folder of runs, what thresholds and checkpoints are worth, per test split.
-
-    `selection_<split>.png`: PxAP (else MaxBoxAccV2) of each checkpoint, by method.
-    `sensitivity_<split>.png`: foreground Dice (else BoxAcc of all contours at IoU 0.5) over the map
-    threshold, by method, the mean of its runs at `best_loc`.
-    `learning_<split>.png`: of rounds of active learning, Dice per image over annotated images.
-    `bias_<split>.png`: of adaptation, how unevenly classes are predicted after each epoch.
-
-    Args:
-        root: The folder, also of the plots.
-        frame: Its results, of `collect`.
-
-    Returns:
-        The files.
-    """
-    written = []
-    for split in dict.fromkeys(c.partition("/")[0] for c in frame.columns if "/" in c):
-        for metric, kind, column, y in (
-            ("pxap", "pixels", "dice_foreground", "foreground Dice, %"),
-            ("maxboxacc_v2", "all", "accuracy_iou50", "images localised at IoU 0.5 (BoxAcc), %"),
-        ):
-            name = f"{split}/{metric}"
-            if name not in frame or frame[name].isna().all():
-                continue
-            values = {
-                str(method): {
-                    str(checkpoint): part[name].dropna().tolist()
-                    for checkpoint, part in rows.groupby("checkpoint", sort=False)
-                }
-                for method, rows in frame.groupby("method", sort=False)
-            }
-            guess = frame.get(f"{split}/prevalence") if metric == "pxap" else None
-            base = None if guess is None else ("constant map", float(guess.mean()))
-            path = root / f"selection_{split}.png"
-            x = f"{title_of(metric)}, %"
-            written.append(draw_selection(values, path, title=split, x=x, baseline=base))
-            lines = _mean_curves(root, f"{split}_best_loc_{kind}.csv", column)
-            if lines:
-                path = root / f"sensitivity_{split}.png"
-                written.append(draw_sensitivity(lines, path, title=split, y=y))
-            break
-        lines, levels = _learning(root, frame, f"{split}/image_dice")
-        if lines:
-            path = root / f"learning_{split}.png"
-            written.append(draw_learning(lines, path, levels=levels, title=split))
-    for split, (bias, shares) in _bias_over_epochs(root).items():
-        written.append(draw_bias(bias, shares, root / f"bias_{split}.png", split))
-    return written
-
-
-def _bias_over_epochs(root: Path) -> dict[str, tuple[Runs, Runs]]:
-    """Validation split -> the bias of predictions after each validation, and a class's share.
-
-    The class is the one that the runs of a seed (fold, ...) favour before their first step, all
-    methods together.
-    """
-    import pandas as pd
-
-    found: dict[str, list[tuple[str, str, dict[str, list[float]]]]] = {}
-    for folder, job in runs_below(root, JOB):
-        path = folder / "metrics.csv"
-        logged = pd.read_csv(path) if path.is_file() else pd.DataFrame()
-        cells = dict(job["cells"])
-        method, group = cells.pop("method"), json.dumps(cells, sort_keys=True)
-        own: dict[str, dict[str, list[float]]] = {}
-        for column in logged.columns:
-            split, _, name = column.partition("/")
-            if split.startswith("val") and (name == "bias" or name.startswith("share_")):
-                own.setdefault(split, {})[name] = logged[column].dropna().tolist()
-        for split, values in own.items():
-            if "bias" in values:
-                found.setdefault(split, []).append((method, group, values))
-    drawn: dict[str, tuple[Runs, Runs]] = {}
-    for split, runs in found.items():
-        at_first: dict[str, dict[str, float]] = {}
-        for _, group, values in runs:
-            sums = at_first.setdefault(group, {})
-            for name in values.keys() - {"bias"}:
-                sums[name] = sums.get(name, 0.0) + values[name][0]
-        bias, shares = drawn.setdefault(split, ({}, {}))
-        for method, group, values in runs:
-            bias.setdefault(method, []).append(values["bias"])
-            favoured = max(at_first[group], key=lambda name: at_first[group][name], default="")
-            if favoured in values:
-                shares.setdefault(method, []).append(values[favoured])
-    return drawn
-
-
-def _learning(
-    root: Path, frame: pd.DataFrame, metric: str
-) -> tuple[dict[str, Any], dict[str, Any]]:
-    """Method -> learning curve over its runs, and method of one fit -> values of its runs.
-
-    Of a run that has fewer rounds than others of its method, those that all have are drawn.
-    """
-    import pandas as pd
-
-    found: dict[str, list[pd.DataFrame]] = {}
-    for folder, job in runs_below(root, CURVE):
-        curve = pd.read_csv(folder / CURVE)
-        if metric in curve:
-            found.setdefault(job["cells"]["method"], []).append(curve)
-    lines = {}
-    for method, curves in found.items():
-        rounds = min(map(len, curves))
-        runs = [curve[metric].tolist()[:rounds] for curve in curves]
-        lines[method] = (curves[0]["labelled"].tolist()[:rounds], runs)
-    once = {method for method, (images, _) in lines.items() if len(images) == 1}
-    levels = {method: [run[0] for run in lines[method][1]] for method in once}
-    for name, rows in frame.groupby("method", sort=False):
-        if name not in lines and metric in rows and rows[metric].notna().any():
-            levels[str(name)] = rows[metric].dropna().tolist()
-    return {m: line for m, line in lines.items() if m not in once}, levels
-
-
-def _mean_curves(root: Path, file: str, column: str) -> dict[str, tuple[Any, Any]]:
-    """Method -> thresholds and the mean over its runs of a column of their curves."""
-    import pandas as pd
-
-    found: dict[str, list[pd.DataFrame]] = {}
-    for folder, job in runs_below(root, JOB):
-        path = folder / "curves" / file
-        if path.is_file():
-            found.setdefault(job["cells"]["method"], []).append(pd.read_csv(path))
-    return {
-        method: (
-            curves[0]["threshold"].to_numpy(),
-            sum(curve[column].to_numpy() for curve in curves) / len(curves),
-        )
-        for method, curves in found.items()
-    }
 
 
 def summary_tables(frame: pd.DataFrame, width: int) -> list[Table]:
@@ -431,3 +230,22 @@ def write_curves(
         write = partial(curves_table(values).to_csv, index=False)
         written.append(write_whole(folder / f"{stem}_{kind}.csv", write))
     return written
+
+
+def write_risk(groups: Mapping[str, Tensor], folder: Path, stem: str, *, title: str = "") -> Path:
+    """Write `<stem>.png` of `draw_risk` and `<stem>.csv`, a row per group and horizon; fractions.
+
+    Returns:
+        The picture.
+    """
+    import pandas as pd
+
+    count, horizons = groups["predicted"].shape
+    columns = {
+        "group": [g + 1 for g in range(count) for _ in range(horizons)],
+        "horizon": groups["horizon"].tolist() * count,
+        "predicted": groups["predicted"].flatten().tolist(),
+        "observed": groups["observed"].flatten().tolist(),
+    }
+    write_whole(folder / f"{stem}.csv", partial(pd.DataFrame(columns).to_csv, index=False))
+    return draw_risk(groups, folder / f"{stem}.png", title)

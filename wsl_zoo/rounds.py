@@ -61,6 +61,7 @@ from wsl_zoo.data.masks import Drawn, write_mask, write_masks
 from wsl_zoo.files import write_array, write_text
 from wsl_zoo.jobs import fit, run_module
 from wsl_zoo.roundstate import Rounds, State
+from wsl_zoo.runs import CURVE, RESULTS
 
 STATE = "state.json"
 PHASES = ("label", "fit_0", "draw", "fit_1", "judge", "choose")
@@ -346,7 +347,7 @@ class Procedure:
         columns = [*COLUMNS, *sorted(key for key in rounds[0] if key.startswith("test"))]
         lines = [",".join(columns)]
         lines += [",".join(str(entry[key]) for key in columns) for entry in rounds]
-        write_text(self.folder / reports.CURVE, "\n".join(lines) + "\n")
+        write_text(self.folder / CURVE, "\n".join(lines) + "\n")
         metrics = {key: rounds[-1][key] for key in columns if key.startswith("test")}
         for key in [key for key in metrics if key.endswith("/image_dice")]:
             curve = [entry[key] for entry in rounds]
@@ -354,7 +355,7 @@ class Procedure:
         project = value_of("--wandb", self.args)
         if project is not None:
             log_curve(project, self.folder, columns, rounds, metrics)
-        (self.folder / reports.RESULTS).unlink(missing_ok=True)
+        (self.folder / RESULTS).unlink(missing_ok=True)
         reports.append_result(self.folder, {"checkpoint": "rounds", "metrics": metrics})
 
 

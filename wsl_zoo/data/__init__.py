@@ -6,10 +6,12 @@ from wsl_zoo.data.camelyon17 import Camelyon17Data
 from wsl_zoo.data.cub import CUBData
 from wsl_zoo.data.davis import DAVISData
 from wsl_zoo.data.ebhi import EBHIData
+from wsl_zoo.data.exams import ExamDataModule
 from wsl_zoo.data.flowers import FlowersData
 from wsl_zoo.data.folder import FolderData, UnlabelledImages
 from wsl_zoo.data.glas import GlaSData
 from wsl_zoo.data.grades import SyntheticGradesData
+from wsl_zoo.data.histories import SyntheticExamsData
 from wsl_zoo.data.ilsvrc import ILSVRCData
 from wsl_zoo.data.manifest import DataError, Record
 from wsl_zoo.data.openimages import OpenImagesData
@@ -18,27 +20,30 @@ from wsl_zoo.data.synthetic import SyntheticData, SyntheticVideoData
 from wsl_zoo.data.tables import TableData, TabularDataModule
 from wsl_zoo.data.video import VideoDataModule
 from wsl_zoo.data.video_folder import VideoFolderData
+from wsl_zoo.data.visits import VisitTableData
 from wsl_zoo.data.wsol import WSOLData
 from wsl_zoo.data.youtube_objects import YouTubeObjectsData
 
 __all__ = [
     "AFADData",
-    "FGNETData",
-    "HCIData",
-    "ICIARData",
     "CUBData",
     "Camelyon16Data",
     "Camelyon17Data",
     "DAVISData",
     "DataError",
     "EBHIData",
+    "ExamDataModule",
+    "FGNETData",
     "FlowersData",
     "FolderData",
     "GlaSData",
+    "HCIData",
+    "ICIARData",
     "ILSVRCData",
     "OpenImagesData",
     "Record",
     "SyntheticData",
+    "SyntheticExamsData",
     "SyntheticGradesData",
     "SyntheticVideoData",
     "TableData",
@@ -46,6 +51,7 @@ __all__ = [
     "UnlabelledImages",
     "VideoDataModule",
     "VideoFolderData",
+    "VisitTableData",
     "WSOLData",
     "YouTubeObjectsData",
     "ZooDataModule",

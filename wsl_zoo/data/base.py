@@ -356,7 +356,7 @@ class ZooDataModule(LightningDataModule, ABC):
         needs: frozenset[str] = getattr(module, "needs", frozenset({"label"}))
         return bool(needs & set(what))
 
-    def _loader(self, dataset: ZooDataset, *, train: bool) -> DataLoader[Any]:
+    def _loader(self, dataset: Any, *, train: bool) -> DataLoader[Any]:
         trainer = self.trainer
         sampler = SeededSampler(
             len(dataset),

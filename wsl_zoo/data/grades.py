@@ -53,11 +53,11 @@ def render_grade(
         shape = np.zeros_like(nuclei)
         cv2.ellipse(shape, box, depth, -1)
         np.maximum(nuclei, shape, out=nuclei)
-    nuclei = cv2.resize(nuclei, (size, size), interpolation=cv2.INTER_AREA)
+    covered = cv2.resize(nuclei, (size, size), interpolation=cv2.INTER_AREA)
     pale = np.array([236, 208, 222]) + rng.normal(0, 10, 3)
     ink = np.array([88, 56, 128]) + rng.normal(0, 14, 3)
     tissue = pale + 7.0 * ground(rng, size)[:, :, None] * np.array([0.7, 1.0, 0.8])
-    image = tissue + (ink - tissue) * nuclei[:, :, None]
+    image = tissue + (ink - tissue) * covered[:, :, None]
     image = cv2.GaussianBlur(image, (0, 0), rng.uniform(0.4, 1.0))
     image += rng.normal(0, 3.0, image.shape)
     return np.clip(image, 0, 255).astype(np.uint8), rank

@@ -95,7 +95,8 @@ class TableDataset(Dataset[dict[str, Any]]):
 
     def __getitem__(self, key: Any) -> dict[str, Any]:
         """Return one row as `collate` understands it."""
-        return {name: value[0] for name, value in self.__getitems__([key]).items()}  # type: ignore[index]
+        batch: dict[str, Any] = dict(self.__getitems__([key]))
+        return {name: value[0] for name, value in batch.items()}
 
     @staticmethod
     def collate(items: Any) -> Batch:
@@ -131,7 +132,7 @@ class TabularDataModule(ZooDataModule):
         )
 
     @abstractmethod
-    def read(self) -> Mapping[str, TableSource]:  # type: ignore[override]
+    def read(self) -> Mapping[str, TableSource]:
         """Return the rows of every split."""
 
     @property
@@ -191,7 +192,7 @@ def read_table(path: Path, what: str) -> pd.DataFrame:
     if frame.empty:
         raise DataError(f"{what} {path}", ["there are no rows below the header"])
     frame.columns = names[: len(frame.columns)]
-    frame.index = range(2, len(frame) + 2)
+    frame.index = pd.RangeIndex(2, len(frame) + 2)
     return frame.apply(lambda column: column.str.strip())
 
 

@@ -36,7 +36,6 @@ from torch.nn import functional as F
 from wsl_zoo.losses.barrier import ExtendedLogBarrier
 from wsl_zoo.losses.precision import at_least_float32
 
-
 LINEAR_BELOW = 1e-3  # e: probabilities of either sign count by their logarithm above it
 
 

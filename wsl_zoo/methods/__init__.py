@@ -15,6 +15,7 @@ from wsl_zoo.methods.maxmin import MaxMin
 from wsl_zoo.methods.minmax_entropy import MinMaxEntropy
 from wsl_zoo.methods.negev import NEGEV
 from wsl_zoo.methods.nlccam import NLCCAM
+from wsl_zoo.methods.phd import PHDStudent, PHDTeacher
 from wsl_zoo.methods.pixelcam import PixelCAM
 from wsl_zoo.methods.sat import SAT
 from wsl_zoo.methods.scm import SCM
@@ -49,6 +50,8 @@ __all__ = [
     "HaS",
     "MaxMin",
     "MinMaxEntropy",
+    "PHDStudent",
+    "PHDTeacher",
     "PixelCAM",
     "SFDADeP",
     "SupervisedUNet",

@@ -74,6 +74,8 @@ class ZooModule(Evaluated, ABC):
 
     needs: ClassVar[frozenset[str]] = frozenset({"label"})
     """What training reads of "label", "mask" and "boxes"; data modules give it nothing else."""
+    least_classes: ClassVar[int] = 2
+    """How many classes (of risks: horizons) there must be at least."""
     selects_from_start: ClassVar[bool] = False
     """Whether what stands before the first step is a candidate for the best checkpoints."""
 
@@ -110,8 +112,8 @@ class ZooModule(Evaluated, ABC):
         self.save_hyperparameters()
         if class_names is not None and len(class_names) != num_classes:
             raise ValueError(f"{len(class_names)} class_names for num_classes={num_classes}")
-        if num_classes < 2:
-            raise ValueError(f"num_classes={num_classes}: a classifier needs at least two")
+        if num_classes < self.least_classes:
+            raise ValueError(f"num_classes={num_classes}: at least {self.least_classes} are needed")
         self.num_classes = num_classes
         self.class_names = class_names or [str(k) for k in range(num_classes)]
         if encoder_args is not None and encoder != "mlp":
@@ -232,8 +234,9 @@ class ZooModule(Evaluated, ABC):
         An encoder of features takes from the training rows what it standardises by.
         """
         data = getattr(self.trainer, "datamodule", None)
-        if isinstance(self.encoder, MLPEncoder) and hasattr(data, "training_features"):
-            self.encoder.standardize(data.training_features())
+        features = getattr(data, "training_features", None)
+        if isinstance(self.encoder, MLPEncoder) and features is not None:
+            self.encoder.standardize(features())
         if self.hparams["weights"] is not None or self.hparams["pretrained"]:
             self.encoder.load_weights(self.hparams["weights"])
 

@@ -16,6 +16,7 @@ from wsl_zoo.metrics.split import SplitMetrics, Thresholds
 from wsl_zoo.types import Batch, Output, Target
 
 DEFAULT_THRESHOLD = 0.5
+SHOWN = frozenset({"acc", "mae", "auc", "pxap"})  # in the progress bar
 
 
 class Evaluated(LightningModule):
@@ -186,7 +187,9 @@ class Evaluated(LightningModule):
     def _log_metrics(self, split: str, values: Mapping[str, Tensor]) -> None:
         for name, value in values.items():
             # Equal on all processes already: the metrics summed their integer states.
-            self.log(f"{split}/{name}", value.float(), prog_bar=name in {"acc", "mae", "auc", "pxap"})
+            self.log(
+                f"{split}/{name}", value.float(), prog_bar=name in {"acc", "mae", "auc", "pxap"}
+            )
 
     def target_index(self, batch: Batch, output: Output, target: Target) -> Tensor:
         """Return the class index (B,) whose map is meant."""

@@ -13,7 +13,7 @@ Map: that of the pooling head.
 | `loss` | what it is | head of |
 |---|---|---|
 | "ce" | cross-entropy | K scores |
-| "ren", "ld", "mv", "sord" | Cheng 2008, label distribution, mean-variance, soft labels | K scores |
+| "ren", "ld", "mv", "sord" | Cheng 2008, label distribution, mean-variance, SORD | K scores |
 | "poisson" (PO), "binomial" | cross-entropy over a parametric pmf | K numbers, or one |
 | "pom", "coral" | cumulative links over one score | one number and K-1 biases |
 | "corn" | conditional tasks | K-1 logits |
@@ -135,9 +135,7 @@ class UnimodalOrdinal(ZooModule):
         self.constraint = (
             None
             if constraint is None
-            else UnimodalityConstraint(
-                constraint, constraint_reduction, margin, t, t_factor, t_max
-            )
+            else UnimodalityConstraint(constraint, constraint_reduction, margin, t, t_factor, t_max)
         )
 
     @property

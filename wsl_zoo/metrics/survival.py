@@ -210,7 +210,16 @@ class TimeDependentAUC(SurvivalMetric):
 
     def compute(self) -> Tensor:
         """Return the AUC of each horizon, (Y,) float64, a scalar of one horizon."""
-        risk, time, event = self.rows()
+        return self.of_rows(*self.rows())
+
+    def of_rows(self, risk: Tensor, time: Tensor, event: Tensor) -> Tensor:
+        """Return the AUC of each horizon of rows that are not this metric's own, (Y,) float64.
+
+        Args:
+            risk: `(N, Y)` or `(N, 1)` float64 on the CPU.
+            time: `(N,)` float64.
+            event: `(N,)` bool.
+        """
         weights = event.double()
         if self.censoring == "ipcw":
             weights = self.weights(time, event, event & (time <= self.horizons[-1]))
@@ -284,7 +293,16 @@ class ConcordanceIndex(SurvivalMetric):
 
     def compute(self) -> Tensor:
         """Return the index of each column of the risk, (Y,) float64, a scalar of one column."""
-        risk, time, event = self.rows()
+        return self.of_rows(*self.rows())
+
+    def of_rows(self, risk: Tensor, time: Tensor, event: Tensor) -> Tensor:
+        """Return the index of each column of rows that are not this metric's own, (Y,) float64.
+
+        Args:
+            risk: `(N, Y)` float64 on the CPU.
+            time: `(N,)` float64.
+            event: `(N,)` bool.
+        """
         if self.weighting is None:
             weights = event.double()
         else:
