@@ -2,6 +2,7 @@
 
 import re
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -53,10 +54,27 @@ def test_it_parses_as_it_is(name, capsys):
         assert printed["trainer"][key] == value
 
 
+def tiny_rows(kind: type, folder: Path) -> dict[str, Any]:
+    """A few rows of a table, or of the built-in exams, as the data of a config."""
+    if issubclass(kind, wsl_zoo.data.ExamDataModule):
+        arguments: dict[str, Any] = {"train": 8, "val": 8, "test": 8, "batch_size": 4}
+        return {"class_path": "wsl_zoo.data.SyntheticExamsData", "init_args": arguments}
+    lines = ["rank,a,b", *(f"{i % 3},{i},{i * i % 7}" for i in range(12))]
+    (folder / "rows.csv").write_text("\n".join(lines), encoding="utf-8")
+    arguments = {"path": str(folder / "rows.csv"), "folds": 3, "batch_size": 4}
+    return {"class_path": "wsl_zoo.data.TableData", "init_args": arguments}
+
+
 def tiny_config(name: str, folder: Path) -> Path:
     """The config with a tiny encoder that starts from nothing, and small scenes as its data."""
     config = yaml.safe_load(catalogue.config_path(name).read_text(encoding="utf-8"))
     model = config["model"]["init_args"]
+    kind_of_data = getattr(wsl_zoo.data, config["data"]["class_path"].rpartition(".")[2])
+    if issubclass(kind_of_data, wsl_zoo.data.TabularDataModule):
+        config["data"] = tiny_rows(kind_of_data, folder)
+        path = folder / "tiny.yaml"
+        path.write_text(yaml.safe_dump(config), encoding="utf-8")
+        return path
     encoder = "test_vit" if TRANSFORMER.search(model.get("encoder", "")) else "test_resnet"
     for key, value in {"encoder": encoder, "pretrained": False, "weights": None}.items():
         model[key] = value

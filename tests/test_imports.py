@@ -50,10 +50,11 @@ ALLOWED: dict[str, set[str]] = {
     "rounds": BELOW_CLI | {"arguments"},
     "arguments": BELOW_CLI,
     "cli": BELOW_CLI | {"arguments"},
+    "exam_features": BELOW_CLI | {"arguments"},
     "demo": BELOW_CLI | {"arguments", "cli"},
     "video": BELOW_CLI | {"arguments"},
     "__init__": BELOW_CLI | {"arguments", "cli"},
-    "__main__": BELOW_CLI | {"arguments", "cli", "demo", "video", "__init__"},
+    "__main__": BELOW_CLI | {"arguments", "cli", "demo", "video", "exam_features", "__init__"},
 }
 MAY_DRAW = {"callbacks", "reports", "demo", "video", "methods/base.py"}  # who may import `pictures`
 

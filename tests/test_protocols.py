@@ -443,7 +443,7 @@ def test_run_prints_the_table_and_skips_what_is_finished(tmp_path, launcher, cap
     assert main(["run", str(path), "--trainer.max_epochs", "1"]) == 0
     assert len(launcher.commands) == 6
     for command in launcher.commands:
-        assert command[:4] == [sys.executable, "-m", "wsl_zoo", "fit"]
+        assert command[:2] == ["wsl_zoo", "fit"]
         assert "--ckpt_path" not in command
         assert value_after("--trainer.max_epochs", command) == "1"
     out = capsys.readouterr().out

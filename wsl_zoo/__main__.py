@@ -25,6 +25,7 @@ commands:
   predict  --ckpt_path CKPT --video FILE
                            the same drawn on every frame of a video
   run      PIPELINE.yaml   many runs (method x seed x fold), also in stages, resumable
+  features --out DIR       features of all exams by a frozen encoder, for data of mammograms
   table    DIR             results below DIR as CSV and Markdown, mean and standard deviation
   list     [KIND]          what is there: {kinds}
 
@@ -35,7 +36,7 @@ options:
 Messages are short; set WSL_ZOO_TRACEBACK=1 to see where an error arose."""
 
 TRAINER_COMMANDS = ("fit", "validate", "test", "predict")
-COMMANDS = ("demo", *TRAINER_COMMANDS, "run", "table", "list")
+COMMANDS = ("demo", *TRAINER_COMMANDS, "run", "features", "table", "list")
 
 
 def _list(args: Sequence[str]) -> None:
@@ -64,6 +65,10 @@ def dispatch(args: Sequence[str]) -> None:
         from wsl_zoo.protocols import run
 
         run(rest)
+    elif command == "features":
+        from wsl_zoo.exam_features import main as features
+
+        features(rest)
     elif command == "demo":
         from wsl_zoo.demo import demo
 

@@ -13,17 +13,19 @@ from __future__ import annotations
 
 import hashlib
 import os
+import sys
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
 from time import monotonic
+from typing import NoReturn
 
 import torch
 from torch import Tensor
 
 from wsl_zoo import __version__
-from wsl_zoo.arguments import ZooParser
+from wsl_zoo.arguments import ZooParser, hint, plain
 from wsl_zoo.data.csaw_cc import CSAWCCData
 from wsl_zoo.data.exam_images import ViewReader
 from wsl_zoo.data.exam_table import Exam, write_anchors
@@ -72,7 +74,7 @@ def cache_exam_features(
                          f"{encoder.in_chans}")  # fmt: skip
     if batch_size < 1:
         raise ValueError(f"batch_size={batch_size} must be >= 1")
-    digest = FeatureCache(encoder)._digest()  # of its form and every weight
+    digest = FeatureCache(encoder).digest()  # of its form and every weight
     anchors = [anchor for rows in data.anchors.values() for anchor in rows]
     exams = {exam for anchor in anchors for exam in anchor.exams if _seen(exam)}
     file_of = {exam: folder / f"{_name(exam, data.reader, digest)}.npy" for exam in exams}
@@ -137,9 +139,20 @@ def _name(exam: Exam, reader: ViewReader, digest: bytes) -> str:
 # The command line ---------------------------------------------------------------------------------
 
 
-def parser() -> ZooParser:
+class FeatureParser(ZooParser):
+    """Parser of `wsl-zoo features`."""
+
+    def error(self, message: str, ex: Exception | None = None) -> NoReturn:
+        """Print the message with a suggestion and exit with status 2."""
+        required = "arguments are required" in message
+        more = "\nSee wsl-zoo features --help" if required else hint(message)
+        print(f"error: {plain(message)}{more}", file=sys.stderr)
+        raise SystemExit(2)
+
+
+def parser() -> FeatureParser:
     """Return the parser of `wsl-zoo features`."""
-    made = ZooParser(
+    made = FeatureParser(
         prog="wsl-zoo features",
         description="Turn the mammograms of CSAW-CC into one vector per exam, and their table.",
     )
@@ -154,6 +167,7 @@ def parser() -> ZooParser:
     made.add_class_arguments(
         CSAWCCData, "data", skip={"batch_size", "eval_batch_size", "drop_last"}
     )
+    made.set_defaults({"data.mode": "images"})
     return made
 
 

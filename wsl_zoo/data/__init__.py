@@ -3,6 +3,7 @@
 from wsl_zoo.data.base import ZooDataModule
 from wsl_zoo.data.camelyon16 import Camelyon16Data
 from wsl_zoo.data.camelyon17 import Camelyon17Data
+from wsl_zoo.data.csaw_cc import CSAWCCData
 from wsl_zoo.data.cub import CUBData
 from wsl_zoo.data.davis import DAVISData
 from wsl_zoo.data.ebhi import EBHIData
@@ -26,6 +27,7 @@ from wsl_zoo.data.youtube_objects import YouTubeObjectsData
 
 __all__ = [
     "AFADData",
+    "CSAWCCData",
     "CUBData",
     "Camelyon16Data",
     "Camelyon17Data",

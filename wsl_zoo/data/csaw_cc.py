@@ -251,7 +251,7 @@ class CSAWCCData(ExamDataModule):
 
     def whole_images(self, split: str, only: Sequence[int] | None = None) -> DataLoader[Any]:
         """Return a loader of a split in order."""
-        return self._loader(self._dataset(split, only), train=False)  # type: ignore[arg-type]
+        return self._loader(self._dataset(split, only), train=False)
 
     def _dataset(self, split: str, only: Sequence[int] | None) -> TableDataset:
         kind = ExamImageDataset if self.images else TableDataset

@@ -9,6 +9,7 @@ from __future__ import annotations
 from abc import abstractmethod
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -171,29 +172,38 @@ class TabularDataModule(ZooDataModule):
 def read_table(path: Path, what: str) -> pd.DataFrame:
     """Read a CSV as text: cells stripped, indexed by line numbers, the header in line 1.
 
+    Lines without a filled cell are left out.
+
     Args:
         path: The file.
         what: What it is, for messages.
 
     Raises:
-        DataError: It cannot be read, is empty, or columns have one name.
+        DataError: It cannot be read, is empty, columns have one name, or there are more cells than
+            columns.
     """
     import pandas as pd
 
+    as_text = partial(pd.read_csv, dtype=str, keep_default_na=False, skip_blank_lines=False)
     try:
-        frame = pd.read_csv(path, dtype=str, keep_default_na=False, skipinitialspace=True)
+        frame = as_text(path, skipinitialspace=True)
+        header = as_text(path, header=None, nrows=1)
     except (OSError, UnicodeDecodeError, ValueError) as error:
-        raise DataError(f"{what} {path}", [f"cannot be read ({error})".strip()]) from error
-    header = pd.read_csv(path, dtype=str, header=None, nrows=1, keep_default_na=False)
+        raise DataError(f"{what} {path}", [f"cannot be read ({str(error).strip()})"]) from error
     names = [str(name).strip() for name in header.iloc[0]]
     twice = sorted({name for name in names if names.count(name) > 1})
     if twice:
         raise DataError(f"{what} {path}", [f"line 1: columns that occur twice: {', '.join(twice)}"])
-    if frame.empty:
-        raise DataError(f"{what} {path}", ["there are no rows below the header"])
+    if not isinstance(frame.index, pd.RangeIndex):  # pandas takes the cells in excess for an index
+        cells = frame.index.nlevels + len(names)
+        raise DataError(f"{what} {path}", [f"line 2: {cells} cells under {len(names)} columns"])
     frame.columns = names[: len(frame.columns)]
     frame.index = pd.RangeIndex(2, len(frame) + 2)
-    return frame.apply(lambda column: column.str.strip())
+    frame = frame.apply(lambda column: column.str.strip())
+    frame = frame[(frame != "").any(axis=1)]
+    if frame.empty:
+        raise DataError(f"{what} {path}", ["there are no rows below the header"])
+    return frame
 
 
 def column_of(frame: pd.DataFrame, column: str | int, what: str) -> str:
@@ -213,7 +223,7 @@ def column_of(frame: pd.DataFrame, column: str | int, what: str) -> str:
 
 
 def numbers_of(
-    frame: pd.DataFrame, columns: Sequence[str], problems: list[str]
+    frame: pd.DataFrame, columns: Sequence[str], problems: list[str], *, categories: bool = True
 ) -> tuple[np.ndarray, list[str]]:
     """Return features (N, D) float32 of columns, and their names; an empty cell is NaN.
 
@@ -224,6 +234,7 @@ def numbers_of(
         frame: Of `read_table`.
         columns: Which.
         problems: Receives what is wrong, with its line.
+        categories: Take columns without numbers for categories; False: they are wrong.
     """
     import pandas as pd
 
@@ -233,8 +244,8 @@ def numbers_of(
         text = frame[name].where(~frame[name].isin(["NA", "NaN", "nan"]), "")
         given = text[text != ""]
         values = pd.to_numeric(given, errors="coerce")
-        wrong = values.isna() | ~np.isfinite(values.fillna(0.0))
-        if len(given) and wrong.all():
+        wrong = values.isna() | (values.abs() > np.finfo(np.float32).max)
+        if categories and len(given) and values.isna().all():
             kinds = sorted(set(given))
             columns_of_kinds = np.stack([(text == kind) for kind in kinds[1:]] or [text != ""], 1)
             encoded = columns_of_kinds.astype(np.float32)
@@ -246,7 +257,7 @@ def numbers_of(
             f"line {line}: {name} must be a finite number, found {cell!r}"
             for line, cell in given[wrong].items()
         ]
-        numbers = pd.to_numeric(text, errors="coerce").to_numpy(np.float32)
+        numbers = values.mask(wrong).reindex(text.index).to_numpy(np.float32)
         found.append(numbers[:, None])
         names.append(name)
     return np.concatenate(found, axis=1) if found else np.zeros((len(frame), 0), np.float32), names

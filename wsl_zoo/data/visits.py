@@ -93,7 +93,8 @@ class VisitTableData(ExamDataModule):
         features, self.feature_names = numbers_of(
             frame, [c for c in frame.columns if c not in left_out], problems
         )
-        times, _ = numbers_of(frame, [names[k] for k in ("visit", "time", "event")], problems)
+        columns = [names[k] for k in ("visit", "time", "event")]
+        times, _ = numbers_of(frame, columns, problems, categories=False)
         patients = list(frame[names["patient"]])
         if not problems:
             problems = self._wrong(frame.index.tolist(), patients, times, names)

@@ -65,10 +65,10 @@ class FeatureCache:
             return None
         stat = source.stat()
         parts = (os.path.abspath(key[0]), stat.st_mtime_ns, stat.st_size, *key[1:], __version__)
-        name = hashlib.blake2b(repr(parts).encode() + self._digest(), digest_size=16).hexdigest()
+        name = hashlib.blake2b(repr(parts).encode() + self.digest(), digest_size=16).hexdigest()
         return self.folder / f"{name}.npy"
 
-    def _digest(self) -> bytes:
+    def digest(self) -> bytes:
         """Return a hash of what the encoder computes: its form, and every weight."""
         if not self._weights:
             form = repr((self.encoder, self.encoder.mean, self.encoder.std))

@@ -66,7 +66,8 @@ class RiskMetrics(nn.Module):
     Args:
         horizons: Times Y, increasing.
         whole_times: Times are whole years, of which an event at k came before k and a censoring at
-            k after it: events count at k - 1/2, censorings at k + 1/2.
+            k after it: events count at k - 1/2, censorings at k + 1/4, so that who is last seen at
+            k is at risk until k and not in the year of the next events.
         censoring: Time (N,) and event (N,) of the training rows, whose censoring weighs; None: that
             of the rows seen.
         loss: Called with the rows, gives the value `bce`.
@@ -99,7 +100,7 @@ class RiskMetrics(nn.Module):
 
     def _shifted(self, time: Tensor, event: Tensor) -> tuple[Tensor, Tensor]:
         time, event = time.double(), event.bool()
-        return (time + torch.where(event, -0.5, 0.5) if self.whole_times else time), event
+        return (time + torch.where(event, -0.5, 0.25) if self.whole_times else time), event
 
     def update(
         self,
@@ -125,7 +126,7 @@ class RiskMetrics(nn.Module):
         with synced(self.rows):
             logits, time, event = self.rows.rows()
             subset = dim_zero_cat(self.rows.subset).cpu() if len(self.rows.subset) else None
-        if subset is None:
+        if subset is None or not subset.any():
             return {}, Thresholds()
         found = [self._values(logits[s], time[s], event[s]) for s in subset.T if s.any()]
         values = {}
