@@ -142,6 +142,17 @@ def test_chosen_methods_bring_what_they_need(tmp_path, chosen, folders):
     assert sorted(str(job.folder.relative_to(tmp_path / "out")) for job in kept) == folders
 
 
+@pytest.mark.parametrize("given", [["--output", "DIR"], ["--output=DIR"]])
+def test_another_output_takes_the_place_of_the_files(tmp_path, launcher, given, capsys):
+    path = write_grid(tmp_path, methods={"CAM": {}})
+    given = [text.replace("DIR", str(tmp_path / "out" / "else")) for text in given]
+    assert main(["run", str(path), *given]) == 0
+    assert (tmp_path / "out" / "else" / "summary.md").is_file()
+    assert not (tmp_path / "out" / "CAM").exists()
+    assert main(["run", str(path), "--output"]) == 1
+    assert "--output needs a folder" in capsys.readouterr().err
+
+
 @pytest.mark.parametrize("given", [["--methods", "NEGEV, GAP"], ["--methods=NEGEV,GAP"]])
 def test_run_takes_methods(tmp_path, launcher, given):
     main(["run", str(write_stages(tmp_path, seeds=[0])), *given])

@@ -210,7 +210,9 @@ def draw_bias(
 def draw_auc(
     values: Mapping[str, Mapping[float, Sequence[float]]], path: Path, title: str = ""
 ) -> Path:
-    """Draw the AUC of each horizon by method as PNG: mean and deviation of the runs.
+    """Draw the AUC of each horizon by method as PNG: the mean of the runs.
+
+    Of up to six methods with bands of the runs' deviation.
 
     Args:
         values: Method -> horizon -> the AUC of every run, a fraction.
@@ -221,6 +223,8 @@ def draw_auc(
     for i, (name, of_method) in enumerate(values.items()):
         style = {"linestyle": STYLES[i // len(COLORS) % len(STYLES)], "marker": "o"}
         runs = list(zip(*of_method.values(), strict=True))
+        if len(values) > 6:  # bands would hide one another
+            runs = [[sum(each) / len(each) for each in of_method.values()]]
         _draw_runs(ax, list(of_method), runs, label=name, color=COLORS[i % len(COLORS)], **style)
     _finish(ax, "", "horizon", "AUC, %", columns=2)
     ax.autoscale()

@@ -9,7 +9,6 @@ from __future__ import annotations
 from abc import abstractmethod
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -184,10 +183,11 @@ def read_table(path: Path, what: str) -> pd.DataFrame:
     """
     import pandas as pd
 
-    as_text = partial(pd.read_csv, dtype=str, keep_default_na=False, skip_blank_lines=False)
     try:
-        frame = as_text(path, skipinitialspace=True)
-        header = as_text(path, header=None, nrows=1)
+        frame = pd.read_csv(
+            path, dtype=str, keep_default_na=False, skipinitialspace=True, skip_blank_lines=False
+        )
+        header = pd.read_csv(path, dtype=str, keep_default_na=False, header=None, nrows=1)
     except (OSError, UnicodeDecodeError, ValueError) as error:
         raise DataError(f"{what} {path}", [f"cannot be read ({str(error).strip()})"]) from error
     names = [str(name).strip() for name in header.iloc[0]]
