@@ -222,7 +222,7 @@ def draw_auc(
     figure, (ax,) = _panels(1, title)
     for i, (name, of_method) in enumerate(values.items()):
         style = {"linestyle": STYLES[i // len(COLORS) % len(STYLES)], "marker": "o"}
-        runs = list(zip(*of_method.values(), strict=True))
+        runs: list[Sequence[float]] = list(zip(*of_method.values(), strict=True))
         if len(values) > 6:  # bands would hide one another
             runs = [[sum(each) / len(each) for each in of_method.values()]]
         _draw_runs(ax, list(of_method), runs, label=name, color=COLORS[i % len(COLORS)], **style)

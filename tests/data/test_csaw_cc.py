@@ -326,8 +326,7 @@ def test_batches_of_images(release):
     batch = next(iter(data.train_dataloader()))
     assert batch["image"].shape == (3, 5, 4, 1, *SIZE)
     assert batch["image"].dtype == torch.float32
-    assert sorted(batch) == ["event", "exam_mask", "group", "image", "index", "path", "time",
-                             "valid", "view_mask"]  # fmt: skip
+    assert sorted(batch) == ["event", "exam_mask", "image", "index", "time", "valid", "view_mask"]
     for image, n in zip(batch["image"], batch["index"], strict=True):
         anchor = data.anchors["train"][n]
         for t, exam in enumerate(anchor.exams):

@@ -5,6 +5,7 @@ from functools import cache
 import numpy as np
 import pytest
 import torch
+from scipy.stats import spearmanr
 
 from wsl_zoo.data import SyntheticGradesData
 from wsl_zoo.data.grades import GradeSource, render_grade
@@ -41,9 +42,9 @@ def test_ranks_of_successive_images_go_round(classes):
 
 def test_tissue_darkens_with_the_rank():
     found = darkness()
-    means = found.mean(axis=1)
-    assert (np.diff(means) > 0).all()
-    assert np.corrcoef(means, np.arange(RANKS))[0, 1] > 0.98
+    assert (np.diff(found.mean(axis=1)) > 0).all()
+    ranks = np.repeat(np.arange(RANKS), found.shape[1])
+    assert spearmanr(ranks, found.ravel()).statistic > 0.8
 
 
 def test_neighbouring_ranks_overlap_and_distant_ones_do_not():

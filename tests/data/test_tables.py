@@ -313,20 +313,28 @@ def test_loaders_give_every_row_once(tmp_path):
     assert sorted(order.tolist()) == list(range(36))
     source = data.sources["train"]
     for batch in train:
-        assert set(batch) == {"index", "valid", "features", "label", "path", "group"}
+        assert set(batch) == {"index", "valid", "features", "label"}
         assert torch.equal(batch["features"], source.fields["features"][batch["index"]])
         assert torch.equal(batch["label"], source.fields["label"][batch["index"]])
-        assert batch["path"] == [source.path[i] for i in batch["index"]]
         assert batch["valid"].all()
         assert batch["valid"].dtype == torch.bool
     (val,) = data.val_dataloader()
     assert torch.cat([batch["index"] for batch in val]).tolist() == list(range(12))
     assert [len(batch["index"]) for batch in data.test_dataloader()[0]] == [5, 5, 2]
-    assert [len(batch["index"]) for batch in data.predict_dataloader()[0]] == [5, 5, 2]
     dropped = TableData(graded(tmp_path), batch_size=8, drop_last=True).train_dataloader()
     assert [len(batch["index"]) for batch in dropped] == [8, 8, 8, 8]
     assert data.preprocessing() == {"image_size": None}
     assert data.selection() == {"cl": "val/acc", "loc": None}
+
+
+def test_rows_to_predict_tell_where_they_come_from(tmp_path):
+    data = TableData(graded(tmp_path, groups=20), group="who", eval_batch_size=5)
+    (loader,) = data.predict_dataloader()
+    source = data.sources["test"]
+    for start, batch in zip((0, 5, 10), loader, strict=True):
+        assert batch["index"].tolist() == list(range(start, min(start + 5, 12)))
+        assert batch["path"] == [source.path[i] for i in batch["index"]]
+        assert batch["group"] == [source.group[i] for i in batch["index"]]
 
 
 def test_worker_processes_give_the_same_batches(tmp_path):
@@ -336,7 +344,7 @@ def test_worker_processes_give_the_same_batches(tmp_path):
     ]
     for one, two in zip(*batches, strict=True):
         assert torch.equal(one["features"], two["features"])
-        assert one["path"] == two["path"]
+        assert torch.equal(one["index"], two["index"])
 
 
 def test_parts_of_a_split_in_their_order(tmp_path):
@@ -348,7 +356,7 @@ def test_parts_of_a_split_in_their_order(tmp_path):
 
 
 def test_padded_copies_are_told_apart(tmp_path):
-    dataset = TableData(graded(tmp_path)).dataset("val")
+    dataset = TableData(graded(tmp_path)).rows_of("val")
     batch = dataset.__getitems__([(0, 3, True), (0, 0, False)])
     assert batch["index"].tolist() == [3, 0]
     assert batch["valid"].tolist() == [True, False]

@@ -20,7 +20,6 @@ from typing import Any, Literal
 import torch
 from pytorch_lightning.utilities import rank_zero_warn
 from torch import Tensor
-from torch.utils.data import DataLoader
 
 from wsl_zoo.data import csaw_original
 from wsl_zoo.data.csaw_original import LateExams, read_screening
@@ -245,18 +244,12 @@ class CSAWCCData(ExamDataModule):
             )
         return super().training_features()
 
-    def dataset(self, split: str) -> TableDataset:  # type: ignore[override]
-        """Return one split as the network sees it."""
-        return self._dataset(split, None)
-
-    def whole_images(self, split: str, only: Sequence[int] | None = None) -> DataLoader[Any]:
-        """Return a loader of a split in order."""
-        return self._loader(self._dataset(split, only), train=False)
-
-    def _dataset(self, split: str, only: Sequence[int] | None) -> TableDataset:
-        kind = ExamImageDataset if self.images else TableDataset
+    def rows_of(self, split: str, **options: Any) -> TableDataset:
+        """Return the rows of a split as a data set; options as of `TableDataset`."""
+        if not self.images:
+            return super().rows_of(split, **options)
         labels = split != "train" or self._training_reads("label")
-        return kind(self.rows(split), labels=labels, only=only)
+        return ExamImageDataset(self.rows(split), labels=labels, **options)
 
     def preprocessing(self) -> dict[str, Any]:
         """Return the size of images, None of features."""
