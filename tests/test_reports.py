@@ -5,7 +5,7 @@ import pandas as pd
 import pytest
 from rich.console import Console
 
-from wsl_zoo import catalogue, reports
+from wsl_zoo import catalogue, reports, titles
 from wsl_zoo.runs import JOB
 
 
@@ -100,7 +100,7 @@ def test_tables_are_written(tmp_path, capsys):
 
 @pytest.mark.parametrize("width", [60, 80, 200])
 def test_summary_fits_the_terminal(width):
-    metrics = {f"test/{name}": "12.34 ± 5.67" for name in reports.TITLES}
+    metrics = {f"test/{name}": "12.34 ± 5.67" for name in titles.TITLES}
     frame = pd.DataFrame(
         [
             {"method": m, "checkpoint": c, "runs": 3, **metrics}

@@ -17,7 +17,7 @@ from wsl_zoo.files import write_whole
 from wsl_zoo.overviews import write_plots
 from wsl_zoo.plots import draw_curves, draw_risk
 from wsl_zoo.runs import RESULTS, runs_below
-from wsl_zoo.titles import TITLES, shown, title_of
+from wsl_zoo.titles import order_of, shown, title_of
 
 if TYPE_CHECKING:  # each is imported where it is needed, so that a listing stays quick
     import pandas as pd
@@ -35,8 +35,7 @@ def results_table(columns: Mapping[str, Mapping[str, float]]) -> Table:
     for name in columns:
         table.add_column(name, justify="right")
     rows = list(dict.fromkeys(key for values in columns.values() for key in values))
-    order = {name: i for i, name in enumerate(TITLES)}
-    rows.sort(key=lambda key: (key.partition("/")[0], order.get(key.partition("/")[2], len(order))))
+    rows.sort(key=lambda key: (key.partition("/")[0], order_of(key.partition("/")[2])))
     for key in rows:
         split, _, metric = key.partition("/")
         cells = [shown(metric, v[key]) if key in v else "" for v in columns.values()]

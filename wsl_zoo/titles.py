@@ -51,6 +51,14 @@ def shown(metric: str, value: float) -> str:
     return f"{value:.3f}" if metric in NUMBERS else percent(value)
 
 
+def order_of(metric: str) -> float:
+    """Return the place of a metric in a table; AUC of horizons come before their mean."""
+    names = list(TITLES)
+    if metric.startswith("auc_") and metric not in TITLES:
+        return names.index("auc") - 0.5
+    return names.index(metric) if metric in TITLES else len(names)
+
+
 def title_of(metric: str) -> str:
     """Return the heading of a metric."""
     if metric.startswith("auc_") and metric not in TITLES:

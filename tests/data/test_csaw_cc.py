@@ -410,4 +410,4 @@ def test_an_anchor_knows_where_it_was_read(release):
     source = data.rows("val")
     anchor = data.anchors["val"][0]
     assert isinstance(anchor, Anchor)
-    assert (source.path[0], source.group[0]) == (f"{NAME}, line {anchor.line}", anchor.patient)
+    assert (source.path[0], source.group[0]) == (anchor.name, anchor.patient)

@@ -217,7 +217,7 @@ class CSAWCCData(ExamDataModule):
         }
         if split != "train" and rows[0].subset:
             fields["subset"] = torch.tensor([anchor.subset for anchor in rows])
-        path = [f"{self.table.name}, line {anchor.line}" for anchor in rows]
+        path = [anchor.name for anchor in rows]
         group = [anchor.patient for anchor in rows]
         if self._images:
             exams = [anchor.exams for anchor in rows]
