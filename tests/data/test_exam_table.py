@@ -114,10 +114,10 @@ def test_features_of_all_slots(root):
     outcomes = {s: [f.tolist() for f in (data.rows(s).fields["time"], data.rows(s).fields["event"])]
                 for s in ("val", "test")}  # fmt: skip
     assert outcomes == {"val": [[1], [False]], "test": [[2], [True]]}
-    (batch,) = data.test_dataloader()[0]
+    (batch,) = data.predict_dataloader()[0]
     assert sorted(batch) == ["event", "exam_mask", "features", "group", "index", "path", "time",
                              "valid"]  # fmt: skip
-    assert (batch["path"], batch["group"]) == (["table.csv, line 5"], ["p4"])
+    assert (batch["path"], batch["group"]) == (["e4"], ["p4"])
     shorter = CSAWCCData(str(root), slots=2)
     assert torch.equal(shorter.rows("train").fields["features"][0], torch.stack([d, b]))
 
@@ -237,7 +237,7 @@ def test_subsets_of_the_table(root):
     subset = data.rows("test").fields["subset"]
     assert subset.tolist() == [[True, False], [False, True], [True, False]]
     assert "subset" not in data.rows("train").fields
-    (batch,) = data.test_dataloader()[0]
+    (batch,) = data.predict_dataloader()[0]
     assert torch.equal(batch["subset"], subset)
 
 

@@ -7,7 +7,7 @@ import pytest
 import torch
 from scipy.stats import spearmanr
 
-from wsl_zoo.data import SyntheticGradesData
+from wsl_zoo.data import SyntheticGradesData, grades
 from wsl_zoo.data.grades import GradeSource, render_grade
 from wsl_zoo.data.synthetic import SPLIT_OFFSET
 
@@ -26,6 +26,29 @@ def darkness(each=24):
     return found.reshape(each, RANKS).T
 
 
+def position(ends, value):
+    """Where a value stands between two others, in [0, 1]."""
+    return (value - ends[0]) / (ends[1] - ends[0])
+
+
+@pytest.fixture
+def cues(monkeypatch):
+    """How crowded, coarse and dark images are, in units of severity, (RANKS, 60, 3)."""
+    nuclei = []
+    monkeypatch.setattr(
+        grades.cv2, "ellipse", lambda canvas, box, depth, _: nuclei.append((box[1][1], depth))
+    )
+    found = []
+    for index in range(RANKS * 60):
+        nuclei.clear()
+        render_grade(index, 0, 16, RANKS)
+        axis, depth = np.mean(nuclei, axis=0)
+        crowd = position(grades.NUCLEI, len(nuclei))
+        coarse = position(grades.RADIUS, axis / 2 / (4 * 16))  # drawn at four times the size
+        found.append((crowd, coarse, position(grades.DARKNESS, depth)))
+    return np.array(found).reshape(60, RANKS, 3).transpose(1, 0, 2)
+
+
 def test_an_image_is_a_function_of_seed_and_index():
     image, rank = render_grade(5, 3, 32, 4)
     assert (image.shape, image.dtype, rank) == ((32, 32, 3), np.uint8, 1)
@@ -41,10 +64,17 @@ def test_ranks_of_successive_images_go_round(classes):
 
 
 def test_tissue_darkens_with_the_rank():
-    found = darkness()
-    assert (np.diff(found.mean(axis=1)) > 0).all()
-    ranks = np.repeat(np.arange(RANKS), found.shape[1])
-    assert spearmanr(ranks, found.ravel()).statistic > 0.8
+    assert (np.diff(darkness().mean(axis=1)) > 0).all()
+    ranks = np.repeat(np.arange(RANKS), darkness().shape[1])
+    assert spearmanr(ranks, darkness().ravel()).statistic > 0.8
+
+
+def test_three_cues_tell_the_severity_with_noise_of_their_own(cues):
+    middle = (np.arange(RANKS) + 0.5) / RANKS
+    np.testing.assert_allclose(cues.mean(axis=1)[1:-1], middle[1:-1, None].repeat(3, 1), atol=0.06)
+    off = (cues - middle[:, None, None])[2:-2].reshape(-1, 3)  # where no noise is cut off
+    assert (np.abs(off.std(axis=0) - grades.CUE_NOISE) < 0.03).all()
+    assert np.abs(np.corrcoef(off.T) - np.eye(3)).max() < 0.3
 
 
 def test_neighbouring_ranks_overlap_and_distant_ones_do_not():

@@ -306,7 +306,7 @@ class SourceFree(Seeded, CAMClassifier, WithNegatives):
 
         The map is the head's (B, K, h, w), or the logits (B, 2, h, w) of the pixel classifier.
         """
-        final = self._final(batch)
+        final = self.final(batch)
         logits, maps = self.head(self.dropout(final))
         if self.decoder is not None:
             maps = self.decoder(final)

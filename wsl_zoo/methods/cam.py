@@ -13,17 +13,16 @@ Deviations: no background row. The published code can carry one (`support_backgr
 reads the map of class y from row y instead of y + 1; here class k is row k.
 """
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from typing import Any, Literal
 
-from torch import Tensor, nn
+from torch import Tensor
 from torch.nn import functional as F
 
 from wsl_zoo import cams, heads
 from wsl_zoo.cams import ClassMap
-from wsl_zoo.encoders import FeatureCache
 from wsl_zoo.heads import PoolingHead
-from wsl_zoo.methods.base import ZooModule
+from wsl_zoo.methods.frozen import FreezableEncoder
 from wsl_zoo.types import Batch, Output
 
 HEADS: dict[str, type[PoolingHead]] = {
@@ -61,7 +60,7 @@ Map = Literal[
 ]  # fmt: skip
 
 
-class CAMClassifier(ZooModule):
+class CAMClassifier(FreezableEncoder):
     """Image classifier with a pooling head and class maps.
 
     Args:
@@ -76,12 +75,7 @@ class CAMClassifier(ZooModule):
             `wsl_zoo.cams`.
         cam_layer: Layer that the map is read at, as `Encoder.split` takes it; -1: the final map.
         cam_args: Arguments of the map, e.g. `{"samples": 8}` of "smooth_gradcampp".
-        freeze_encoder: Train the head only.
-        cache_features: With a frozen encoder, keep the final map of every image in memory after its
-            first pass (about 1 MB for 1280 channels of 14 x 14); or the name of a folder to keep
-            them in as well, which other heads, folds and seeds then read. Needs images that are the
-            same in every epoch: no augmentation.
-        **kwargs: See `ZooModule`.
+        **kwargs: See `FreezableEncoder` and `ZooModule`.
     """
 
     def __init__(
@@ -91,18 +85,13 @@ class CAMClassifier(ZooModule):
         cam: Map = "cam",
         cam_layer: int | str = -1,
         cam_args: dict[str, Any] | None = None,
-        freeze_encoder: bool = False,
-        cache_features: bool | str = False,
         **kwargs: Any,
     ) -> None:
         super().__init__(**kwargs)
-        if cache_features and not freeze_encoder:
-            raise ValueError(f"cache_features={cache_features!r} needs freeze_encoder=True")
         self.head = build(
             "head", HEADS, head, head_args, self.encoder.final_channels, self.num_classes
         )
         self.read_map(cam, cam_layer, cam_args)
-        self._features: FeatureCache | None = None
 
     def read_map(
         self, cam: Map, layer: int | str = -1, cam_args: dict[str, Any] | None = None
@@ -116,40 +105,11 @@ class CAMClassifier(ZooModule):
             "cam", CAMS, cam, cam_args, self.encoder, self.head, layer
         )
 
-    def setup(self, stage: str) -> None:
-        """Refuse to keep the features of images that change."""
-        super().setup(stage)
-        self._features = None
-        if stage != "fit" or not self.hparams["cache_features"]:
-            return
-        augment = getattr(getattr(self.trainer, "datamodule", None), "augment", None)
-        mixes = type(self).prepare_batch is not ZooModule.prepare_batch
-        if mixes or not getattr(augment, "identity", True):
-            what = type(self).__name__ if mixes else "the augmentation of the data"
-            raise ValueError(
-                f"cache_features needs images that stay the same, but {what} changes them; "
-                "switch off hflip, vflip, rotate90, color_jitter and train_resize"
-            )
-
-    def frozen(self) -> Iterable[nn.Module]:
-        """Return the encoder, if only the head is trained."""
-        return [self.encoder] if self.hparams["freeze_encoder"] else []
-
     def forward(self, batch: Batch) -> Output:
         """Return `logits` (B, K), `map` (B, K, h, w) and `final` (B, C, h, w)."""
-        final = self._final(batch)
+        final = self.final(batch)
         logits, maps = self.head(final)
         return Output(logits=logits, map=maps, final=final)
-
-    def _final(self, batch: Batch) -> Tensor:
-        """Return the final map, of images seen before from memory."""
-        image = batch["image"]
-        kept = self.hparams["cache_features"]
-        if not kept or "path" not in batch:
-            return self.encoder.final(image)
-        if self._features is None:
-            self._features = FeatureCache(self.encoder, kept if isinstance(kept, str) else None)
-        return self._features(image, batch["path"])
 
     def loss(self, batch: Batch, output: Output) -> dict[str, Tensor]:
         """Return the cross-entropy, `ce`."""

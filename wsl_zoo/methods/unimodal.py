@@ -35,14 +35,13 @@ from __future__ import annotations
 
 from typing import Any, Literal
 
-import torch
 from torch import Tensor
 
 from wsl_zoo import heads, losses
 from wsl_zoo.heads import OrdinalHead
 from wsl_zoo.losses import OrdinalLoss, UnimodalityConstraint
-from wsl_zoo.methods.base import ZooModule
 from wsl_zoo.methods.cam import HEADS, Head, build
+from wsl_zoo.methods.frozen import FreezableEncoder
 from wsl_zoo.types import Batch, Output
 
 Loss = Literal["ce", "ren", "ld", "mv", "sord", "poisson", "binomial", "pom", "coral", "corn"]
@@ -73,7 +72,7 @@ SELECT: dict[str, tuple[str, Literal["min", "max"]]] = {
 LEAST = 1e-12
 
 
-class UnimodalOrdinal(ZooModule):
+class UnimodalOrdinal(FreezableEncoder):
     """Ranks of images or of rows of features, with uni-modal scores.
 
     Args:
@@ -92,8 +91,7 @@ class UnimodalOrdinal(ZooModule):
         head_args: Arguments of the head.
         select: `best_cl` by the lowest error in ranks on validation ("mae"), the highest accuracy
             ("acc") or the lowest L ("loss").
-        freeze_encoder: Train the head only.
-        **kwargs: See `ZooModule`.
+        **kwargs: See `FreezableEncoder` and `ZooModule`.
 
     Raises:
         ValueError: Unknown loss, head, constraint or arguments.
@@ -117,7 +115,6 @@ class UnimodalOrdinal(ZooModule):
         head: Head = "wildcat",
         head_args: dict[str, Any] | None = None,
         select: Literal["mae", "acc", "loss"] = "mae",
-        freeze_encoder: bool = False,
         **kwargs: Any,
     ) -> None:
         super().__init__(**kwargs)
@@ -143,10 +140,6 @@ class UnimodalOrdinal(ZooModule):
         """Metric that `best_cl` is chosen by: that of `select`."""
         return SELECT[self.hparams["select"]]
 
-    def frozen(self) -> list[torch.nn.Module]:
-        """Return the encoder, if only the head is trained."""
-        return [self.encoder] if self.hparams["freeze_encoder"] else []
-
     def forward(self, batch: Batch) -> Output:
         """Return `logits` (B, K), whose softmax are the probabilities, and `map` (B, K, h, w).
 
@@ -154,7 +147,7 @@ class UnimodalOrdinal(ZooModule):
         and order is judged by, and the `prediction` (B,). Of losses with another number of logits
         than K there is no map.
         """
-        final = self.encoder.final(batch["features"] if "features" in batch else batch["image"])
+        final = self.final(batch)
         pooled, maps = self.head(final)
         numbers = self.link(pooled)
         scores = self.ordinal.constrained(numbers)
