@@ -218,7 +218,7 @@ def read_table(path: Path, what: str) -> pd.DataFrame:
     return frame
 
 
-def column_of(frame: pd.DataFrame, column: str | int, what: str) -> str:
+def column_of(frame: pd.DataFrame, column: int | str, what: str) -> str:
     """Return the name of a column, of its position (from 0, or from the end below 0) too.
 
     Raises:
@@ -304,7 +304,7 @@ class TableData(TabularDataModule):
 
     Args:
         path: The CSV, with a header.
-        label: Column of the labels: its name, or its position (0 the first, -1 the last).
+        label: Column of the labels: its position (0 the first, -1 the last), or its name.
         classes: Names of the ranks in their order, where labels are names.
         exclude: Columns that are no features.
         group: Column of patients or groups, which are never divided; None: rows are single.
@@ -318,7 +318,7 @@ class TableData(TabularDataModule):
     def __init__(
         self,
         path: str,
-        label: str | int = 0,
+        label: int | str = 0,  # this order: the command line takes a number for a position
         classes: list[str] | None = None,
         exclude: list[str] | None = None,
         group: str | None = None,
