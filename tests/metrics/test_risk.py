@@ -198,6 +198,7 @@ def test_the_loss_is_of_all_rows():
     rows = made(40)
 
     def loss(logits, time, event):
+        assert set(time.tolist()) <= set(YEARS)
         return masked_bce(logits, horizon_labels(time, event, YEARS), 3.0)
 
     assert "bce" not in values_of(rows)
@@ -280,3 +281,17 @@ def test_the_true_risk_is_calibrated():
 @pytest.mark.parametrize(("count", "found"), [(3, False), (4, True), (5, True)])
 def test_fewer_rows_than_groups_give_none(count, found):
     assert bool(filled(made(count)).risk_groups()) is found
+
+
+def test_weighted_values_are_absent_where_nothing_can_weigh():
+    metrics = RiskMetrics(
+        [1, 2],
+        whole_times=False,
+        censoring=(torch.tensor([0.5, 0.6]), torch.tensor([False, False])),
+    )
+    metrics.update(
+        torch.randn(6, 2), torch.tensor([0.7, 0.8, 1.5, 3, 3, 3]), torch.tensor([1, 1, 1, 0, 0, 0])
+    )
+    values, _ = metrics.compute()
+    assert {"auc_1", "auc", "c_index"} <= values.keys()
+    assert {"auc_ipcw", "c_index_ipcw"}.isdisjoint(values)

@@ -10,7 +10,6 @@ with one anchor of each woman: a hundred are drawn for the original table; the z
 
 from __future__ import annotations
 
-import random
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
@@ -30,6 +29,7 @@ from wsl_zoo.data.manifest import DataError, Verify
 from wsl_zoo.data.ordinal import shuffled
 from wsl_zoo.data.tables import SPLITS, TableDataset, TableSource, read_table
 from wsl_zoo.data.transforms import height_and_width
+from wsl_zoo.data.visits import one_of_each
 
 TABLES = (csaw_original.TABLE, "table.csv")
 FRACTIONS = (0.5, 0.2, 0.3)  # of patients in train, val and test: those of BCR
@@ -288,19 +288,12 @@ def with_subsets(anchors: Sequence[Anchor], count: int, seed: int) -> list[Ancho
     Args:
         anchors: Of one split.
         count: Number of subsets S.
-        seed: Seed; a woman's draws do not depend on who else there is.
+        seed: Seed.
     """
-    own: dict[str, list[int]] = {}
-    for n, anchor in enumerate(anchors):
-        own.setdefault(anchor.patient, []).append(n)
-    chosen: list[set[int]] = [set() for _ in anchors]
-    for patient, rows in own.items():
-        draw = random.Random(f"csaw-cc-subsets-{seed}-{patient}")
-        for s in range(count):
-            chosen[rows[int(draw.random() * len(rows))]].add(s)
+    subset = one_of_each([anchor.patient for anchor in anchors], count, f"csaw-cc-subsets-{seed}")
     return [
-        replace(anchor, subset=tuple(s in chosen[n] for s in range(count)))
-        for n, anchor in enumerate(anchors)
+        replace(anchor, subset=tuple(own))
+        for anchor, own in zip(anchors, subset.tolist(), strict=True)
     ]
 
 

@@ -93,6 +93,8 @@ class GradeSource:
 
     def load(self, index: int, *, annotations: bool) -> Sample:
         """Render image `index`."""
+        if not 0 <= index < self.count:
+            raise IndexError(f"image {index} of {self.count}")
         place = self.offset + index
         image, rank = render_grade(place, self.seed, self.size, self.num_classes)
         return Sample(image, rank, path=f"grade {place}", size=(self.size, self.size))

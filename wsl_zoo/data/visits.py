@@ -96,6 +96,8 @@ class VisitTableData(ExamDataModule):
         columns = [names[k] for k in ("visit", "time", "event")]
         times, _ = numbers_of(frame, columns, problems, categories=False)
         patients = list(frame[names["patient"]])
+        if not features.shape[1]:
+            problems.append("line 1: there is no column of features")
         if not problems:
             problems = self._wrong(frame.index.tolist(), patients, times, names)
         if problems:

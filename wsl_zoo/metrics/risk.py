@@ -2,7 +2,8 @@
 
 AUC and partial AUC (false positive rates up to 0.1) are those of the labels known at a horizon, as
 privileged history distillation reports them; beside them the AUC weighted by the inverse
-probability of censoring and both concordance indices, of the risk at the last horizon. Where rows
+probability of censoring and both concordance indices, of the risk at the last horizon. Weighted
+values are absent where an event is later than every censoring of the rows that weigh. Where rows
 belong to evaluation subsets (of each woman one exam), every value is the mean over the subsets in
 which it is defined.
 """
@@ -58,6 +59,16 @@ class _Rows(SurvivalMetric):
     def compute(self) -> Tensor:
         """Return the logits."""
         return self.rows()[0]
+
+
+def _or_nan(
+    metric: TimeDependentAUC | ConcordanceIndex, rows: tuple[Tensor, Tensor, Tensor]
+) -> Tensor:
+    """Return a weighted metric, NaN where an event is later than any censoring that weighs it."""
+    try:
+        return metric.of_rows(*rows)
+    except ValueError:  # of few rows: the others are worth having, and so is the rest of a fit
+        return torch.full((1,), torch.nan, dtype=torch.float64)
 
 
 class RiskMetrics(nn.Module):
@@ -142,14 +153,13 @@ class RiskMetrics(nn.Module):
     def _values(self, logits: Tensor, time: Tensor, event: Tensor) -> dict[str, Tensor]:
         rows = (logits, *self._shifted(time, event))
         last = (logits[:, -1:], *rows[1:])
-        auc, partial, weighted = (
-            metric.of_rows(*rows) for metric in (self._auc, self._partial, self._weighted)
-        )
+        auc, partial = self._auc.of_rows(*rows), self._partial.of_rows(*rows)
+        weighted, uno = _or_nan(self._weighted, rows), _or_nan(self._uno, last)
         values = {f"auc_{t:g}": value for t, value in zip(self.horizons, auc, strict=True)}
         values |= {"auc": auc.nanmean(), "pauc10": partial.nanmean()}
         values |= {"auc_ipcw": weighted.nanmean()}
         values |= {"c_index": self._concordance.of_rows(*last)[0]}
-        return values | {"c_index_ipcw": self._uno.of_rows(*last)[0]}
+        return values | {"c_index_ipcw": uno[0]}
 
     def risk_groups(self, groups: int = GROUPS) -> dict[str, Tensor]:
         """Return predicted and observed risk over the horizons, by groups of predicted risk.
