@@ -10,9 +10,9 @@ The default is the benchmark's form (SR-CACO-2, arXiv 2406.09168): 46,027,393 / 
 - The published code drops the last h mod 3 rows and w mod 3 columns in the token branch, and the
   benchmark's sizes are no multiples of 3. Here the branch sees them, its map continued by its last
   row and column to a multiple of 3; `remainder="drop"` is the published way.
-- The layers that are known have 36,928 parameters less: one convolution 3x3 of 64 channels. RCAN, whose groups
-  these are, closes its body by such a one; here it closes the convolutional branch before the last
-  fusion. `closing=False` leaves it out.
+- The layers that are known have 36,928 parameters less: one convolution 3x3 of 64 channels. RCAN,
+  whose groups these are, closes its body by such a one; here it closes the convolutional branch
+  before the last fusion. `closing=False` leaves it out.
 - Overlapping tokens are summed where they are put back on the map. Each skip starts at the input of
   what it skips. Projections to queries, keys and values have no biases, as the count says.
 """
