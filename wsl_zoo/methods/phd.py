@@ -2,8 +2,8 @@
 
 Paper: "Privileged History Distillation", 2026 (arXiv 2603.15814, later called SEM-HD), for
 mammography risk.
-Loss of a teacher: the weighted binary cross-entropy of its group of horizons, where the label is
-known. Of the student: that of all horizons + a sum_k T^2 CE(sigmoid(o_teacher / T),
+Loss: of a teacher the weighted binary cross-entropy of its group of horizons, where the label is
+known; of the student that of all horizons + a sum_k T^2 CE(sigmoid(o_teacher / T),
 sigmoid(o_student / T)) at every horizon k from the teacher whose group holds it, + b L_rec, the
 squared error of the exams that it guesses. Prediction: sigmoid of logits that do not fall over the
 horizons. There is no map.
