@@ -19,7 +19,17 @@ if TYPE_CHECKING:
 __version__ = "0.1.0.dev0"
 __all__ = ["__version__", "list_methods", "load"]
 
-_LAZY = ("cams", "data", "encoders", "heads", "losses", "methods", "metrics", "types")
+_LAZY = (
+    "cams",
+    "data",
+    "encoders",
+    "heads",
+    "losses",
+    "methods",
+    "metrics",
+    "networks",
+    "types",
+)
 
 
 def __getattr__(name: str) -> ModuleType:

@@ -159,7 +159,7 @@ class SplitMetrics(nn.Module):
         thresholds = Thresholds() if thresholds is None else thresholds
         self.ordinal = ordinal
         self.classification = _ranks() if ordinal else _classification(num_classes, bias)
-        self.loss = MeanMetric()
+        self.loss = MeanMetric().set_dtype(torch.float64)  # the same on any number of processes
         self.pixels = _pixels(thresholds.pixels)
         self.boxes = _boxes(num_classes, thresholds, corloc)
         self._seen: set[str] = set()
