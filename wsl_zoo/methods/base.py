@@ -113,7 +113,8 @@ class ZooModule(Evaluated, ABC):
         if class_names is not None and len(class_names) != num_classes:
             raise ValueError(f"{len(class_names)} class_names for num_classes={num_classes}")
         if num_classes < self.least_classes:
-            raise ValueError(f"num_classes={num_classes}: at least {self.least_classes} are needed")
+            least = {1: "one is needed at least", 2: "a classifier needs at least two"}
+            raise ValueError(f"num_classes={num_classes}: {least[self.least_classes]}")
         self.num_classes = num_classes
         self.class_names = class_names or [str(k) for k in range(num_classes)]
         if encoder_args is not None and encoder != "mlp":
