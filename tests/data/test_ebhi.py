@@ -6,7 +6,8 @@ import pytest
 from PIL import Image
 
 from wsl_zoo.data import EBHIData
-from wsl_zoo.data.ebhi import CLASSES, GRADES, case_of, deal_cases, read_index
+from wsl_zoo.data.ebhi import CLASSES, GRADES, case_of, read_index
+from wsl_zoo.data.folds import deal_cases
 from wsl_zoo.data.manifest import DataError
 
 FOLDS = range(5)

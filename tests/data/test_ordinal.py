@@ -5,6 +5,7 @@ import pytest
 from PIL import Image
 
 from wsl_zoo.data.manifest import DataError
+from wsl_zoo.data.folds import fifths, one_fold, shuffled
 from wsl_zoo.data.ordinal import (
     AFAD_AGES,
     AFAD_IMAGES,
@@ -14,10 +15,7 @@ from wsl_zoo.data.ordinal import (
     FGNETData,
     HCIData,
     ICIARData,
-    fifths,
     listing,
-    one_fold,
-    shuffled,
 )
 
 # What a miniature copy differs in from the published set; one test looks at the warning itself.

@@ -6,7 +6,8 @@ import pytest
 import torch
 
 from wsl_zoo.data import DataError, TableData
-from wsl_zoo.data.tables import TableDataset, TableSource, deal_rows, numbers_of, read_table
+from wsl_zoo.data.folds import deal_rows
+from wsl_zoo.data.tables import TableDataset, TableSource, numbers_of, read_table
 
 NAN = float("nan")
 FOLDS = range(5)

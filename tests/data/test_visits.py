@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from wsl_zoo.data import DataError, VisitTableData
-from wsl_zoo.data.visits import one_of_each
+from wsl_zoo.data.folds import one_of_each
 
 HEADER = "id,year,years,status2,x"
 NAN = float("nan")

@@ -25,11 +25,11 @@ from wsl_zoo.data.csaw_original import LateExams, read_screening
 from wsl_zoo.data.exam_images import ExamImageDataset, ExamImages, ViewReader, check_images
 from wsl_zoo.data.exam_table import Anchor, MissingViews, has_images, read_anchors, read_vectors
 from wsl_zoo.data.exams import ExamDataModule
+from wsl_zoo.data.folder import SPLITS
+from wsl_zoo.data.folds import one_of_each, shuffled
 from wsl_zoo.data.manifest import DataError, Verify
-from wsl_zoo.data.ordinal import shuffled
-from wsl_zoo.data.tables import SPLITS, TableDataset, TableSource, read_table
+from wsl_zoo.data.tables import TableDataset, TableSource, read_table
 from wsl_zoo.data.transforms import height_and_width
-from wsl_zoo.data.visits import one_of_each
 
 TABLES = (csaw_original.TABLE, "table.csv")
 FRACTIONS = (0.5, 0.2, 0.3)  # of patients in train, val and test: those of BCR

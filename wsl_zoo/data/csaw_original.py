@@ -27,8 +27,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
-from wsl_zoo.data.exam_table import EMPTY, VIEWS, Anchor, Exam, MissingViews
+from wsl_zoo.data.exam_table import VIEWS, Anchor, Exam, MissingViews
 from wsl_zoo.data.manifest import DataError, suggestion
+from wsl_zoo.data.tables import EMPTY
 
 if TYPE_CHECKING:  # slow to import
     import pandas as pd

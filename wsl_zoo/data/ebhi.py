@@ -15,15 +15,13 @@ are dealt into folds, as balanced by class as they allow, and never divided.
 from __future__ import annotations
 
 import csv
-import random
 import re
-from collections import Counter
-from collections.abc import Iterable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, Literal, get_args
 
 from wsl_zoo.data.base import ZooDataModule, find_images
+from wsl_zoo.data.folds import check_folds, deal_groups
 from wsl_zoo.data.manifest import DataError, Record, Splits, suggestion
 
 Task = Literal["malignant", "grade", "class"]
@@ -67,10 +65,7 @@ class EBHIData(ZooDataModule):
         super().__init__(**kwargs)
         if task not in TASKS:
             raise ValueError(f"task={task!r} must be one of {', '.join(get_args(Task))}")
-        if folds < 3:
-            raise ValueError(f"folds={folds}: one to test, one to validate and one to train, >= 3")
-        if fold not in range(folds):
-            raise ValueError(f"fold={fold} does not exist: there are folds 0 to {folds - 1}")
+        check_folds(fold, folds)
         self.root = Path(root)
         self.task: Task = task
         self.fold = fold
@@ -91,15 +86,13 @@ class EBHIData(ZooDataModule):
         indexed = (self.root / "index.csv").is_file()
         tiles = read_index(self.root) if indexed else read_class_folders(self.root)
         cases = ((tile.group, tile.label) for tile in tiles)
-        fold_of = deal_cases(cases, self.folds, self.split_seed)
+        split_of = deal_groups(cases, self.fold, self.folds, self.split_seed)
         _, labels = TASKS[self.task]
-        parts = {self.fold: "test", (self.fold + 1) % self.folds: "val"}
         splits: Splits = {"train": [], "val": [], "test": []}
         for tile in tiles:
             name = CLASSES[tile.label]
             if name in labels:
-                split = parts.get(fold_of[tile.group], "train")
-                splits[split].append(replace(tile, label=labels[name]))
+                splits[split_of[tile.group]].append(replace(tile, label=labels[name]))
         return splits
 
 
@@ -206,35 +199,3 @@ def _with_files(
             problems.append(f"{tile.place}: there is no {what} {stem}")
     mask = None if masks is None else masks.get(stem)
     return replace(tile, image=images.get(stem, tile.image), masks=() if mask is None else (mask,))
-
-
-def deal_cases(tiles: Iterable[tuple[str, int]], folds: int, seed: int) -> dict[str, int]:
-    """Deal cases into folds so that each has about the same part of the tiles of every class.
-
-    The cases with the largest parts of a class come first, and each goes to the fold that has the
-    smallest part of its classes; `seed` orders cases of equal parts.
-
-    Args:
-        tiles: Case and class of every tile.
-        folds: Number of folds.
-        seed: Seed of the order.
-
-    Returns:
-        The fold of every case, in [0, folds).
-    """
-    counts: dict[str, Counter[int]] = {}
-    for case, label in tiles:
-        counts.setdefault(case, Counter())[label] += 1
-    whole = sum(counts.values(), Counter[int]())
-    cases = sorted(counts)
-    random.Random(seed).shuffle(cases)
-    cases.sort(key=lambda case: -sum(n / whole[k] for k, n in sorted(counts[case].items())))
-    held: list[Counter[int]] = [Counter() for _ in range(folds)]
-    fold_of = {}
-    for case in cases:
-        own = sorted(counts[case].items())
-        overlaps = [sum(fold[k] * n / whole[k] ** 2 for k, n in own) for fold in held]
-        sizes = [fold.total() for fold in held]
-        fold_of[case] = min(range(folds), key=lambda f: (overlaps[f], sizes[f]))
-        held[fold_of[case]] += counts[case]
-    return fold_of

@@ -27,8 +27,9 @@ from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 
+from wsl_zoo.data.folder import SPLITS
 from wsl_zoo.data.manifest import DataError, suggestion
-from wsl_zoo.data.tables import SPLITS
+from wsl_zoo.data.tables import EMPTY
 from wsl_zoo.files import write_text
 
 if TYPE_CHECKING:  # slow to import
@@ -38,7 +39,6 @@ VIEWS = ("L_CC", "L_MLO", "R_CC", "R_MLO")
 MALIGNANT, FREE, UNKNOWN = "Malignant", "Not Malignant", "Unknown"
 LABELS = (MALIGNANT, FREE, UNKNOWN)
 YEARS = 5  # columns dx_1.. that are written
-EMPTY = frozenset({"", "NA", "NaN", "nan"})
 TRUTH = {"1": True, "1.0": True, "true": True, "0": False, "0.0": False, "false": False}
 OWN = re.compile(r"(npy|img|dx|pseudo)_")
 KNOWN = re.compile(r"npy_(0|-[0-9]+)|img_(0|-[0-9]+)_[LR]_(CC|MLO)|dx_[1-9][0-9]*|pseudo_[0-9]+")

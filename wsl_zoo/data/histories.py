@@ -25,6 +25,7 @@ import torch
 from numpy.typing import NDArray
 
 from wsl_zoo.data.exams import ExamDataModule
+from wsl_zoo.data.folder import SPLITS
 from wsl_zoo.data.tables import TableSource
 
 YEARS = 5
@@ -188,7 +189,7 @@ class SyntheticExamsData(ExamDataModule):
         level_noise, slope_noise, seen, _ = VARIANTS[self.variant]
         seed = self.seed if self.data_seed is None else self.data_seed
         found = {}
-        for i, (split, count) in enumerate(zip(("train", "val", "test"), self.counts, strict=True)):
+        for i, (split, count) in enumerate(zip(SPLITS, self.counts, strict=True)):
             rows = simulate(count, 10 * seed + i, level_noise, slope_noise, seen, self.dim)
             fields = ("features", "exam_mask", "time", "event")
             found[split] = TableSource(

@@ -19,7 +19,6 @@ resizes to one size, where the published code takes every whole image at its own
 from __future__ import annotations
 
 import os
-import random
 import re
 from abc import abstractmethod
 from collections import Counter
@@ -31,6 +30,7 @@ from pytorch_lightning.utilities import rank_zero_warn
 
 from wsl_zoo.data.base import IMAGE_SUFFIXES, ZooDataModule
 from wsl_zoo.data.dataset import RecordSource
+from wsl_zoo.data.folds import fifths, one_fold, require_number, shuffled
 from wsl_zoo.data.manifest import DataError, Record, Splits, suggestion, validate
 
 GRADES = ("Normal", "Benign", "InSitu", "Invasive")
@@ -354,45 +354,9 @@ class AFADData(OrdinalImages):
         return fifths(shuffled(units, f"afad-{self.variant}-{self.split}-{cell}"))
 
 
-def require_number(what: str, number: int, count: int) -> None:
-    """Raise a `ValueError` unless a split or fold is one of `count`."""
-    if number not in range(count):
-        raise ValueError(f"{what}={number} does not exist: there are {what}s 0 to {count - 1}")
-
-
 def unit_of(record: Record) -> str:
     """Return what is dealt as a whole: the group of an image, or it alone."""
     return record.group or record.place
-
-
-def shuffled(units: Iterable[str], seed: str) -> list[str]:
-    """Return each unit once, in an order that depends on seed and names alone.
-
-    Names count without their endings, so that copies in other image formats have the same splits.
-    """
-    order = sorted(set(units), key=os.path.splitext)
-    random.Random(seed).shuffle(order)
-    return order
-
-
-def one_fold(order: Sequence[str], fold: int, folds: int) -> tuple[list[str], list[str]]:
-    """Deal a sequence into folds and return one of them, and all others.
-
-    >>> one_fold("abcdefg", fold=1, folds=3)
-    (['b', 'e'], ['a', 'c', 'd', 'f', 'g'])
-    """
-    return list(order[fold::folds]), [u for i, u in enumerate(order) if i % folds != fold]
-
-
-def fifths(order: Sequence[str]) -> tuple[list[str], list[str], list[str]]:
-    """Return the first fifth, a fifth of the others and what is left; fifths are rounded down.
-
-    >>> [len(part) for part in fifths(["subject"] * 82)]
-    [16, 13, 53]
-    """
-    test = len(order) // 5
-    val = test + (len(order) - test) // 5
-    return list(order[:test]), list(order[test:val]), list(order[val:])
 
 
 def listing(folder: Path) -> tuple[list[str], list[str]]:

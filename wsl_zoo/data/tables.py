@@ -19,14 +19,15 @@ from torch.utils.data import DataLoader, Dataset
 
 from wsl_zoo.data.base import ZooDataModule
 from wsl_zoo.data.dataset import collate
-from wsl_zoo.data.ebhi import deal_cases
+from wsl_zoo.data.folder import SPLITS
+from wsl_zoo.data.folds import deal_rows
 from wsl_zoo.data.manifest import INTEGER, DataError, suggestion
 from wsl_zoo.types import Batch
 
 if TYPE_CHECKING:  # slow to import
     import pandas as pd
 
-SPLITS = ("train", "val", "test")
+EMPTY = frozenset({"", "NA", "NaN", "nan"})  # cells that hold nothing
 OUTCOMES = ("label", "time", "event", "subset")  # what a method that reads no labels does not see
 
 
@@ -253,7 +254,7 @@ def numbers_of(
     found: list[np.ndarray] = []
     names: list[str] = []
     for name in columns:
-        text = frame[name].where(~frame[name].isin(["NA", "NaN", "nan"]), "")
+        text = frame[name].where(~frame[name].isin(EMPTY), "")
         given = text[text != ""]
         values = pd.to_numeric(given, errors="coerce")
         wrong = values.isna() | (values.abs() > np.finfo(np.float32).max)
@@ -273,27 +274,6 @@ def numbers_of(
         found.append(numbers[:, None])
         names.append(name)
     return np.concatenate(found, axis=1) if found else np.zeros((len(frame), 0), np.float32), names
-
-
-def deal_rows(
-    groups: Sequence[str], labels: Sequence[int], fold: int, folds: int, seed: int
-) -> list[str]:
-    """Return the split of every row: one fold is `test`, the next `val`, the others `train`.
-
-    Groups are never divided, and folds are as alike in their classes as groups allow.
-
-    Raises:
-        ValueError: Fewer than 3 folds, no such fold, or fewer groups than folds.
-    """
-    if folds < 3:
-        raise ValueError(f"folds={folds}: one to test, one to validate and one to train, >= 3")
-    if fold not in range(folds):
-        raise ValueError(f"fold={fold} does not exist: there are folds 0 to {folds - 1}")
-    if len(set(groups)) < folds:
-        raise ValueError(f"folds={folds}: there are only {len(set(groups))} groups to deal")
-    fold_of = deal_cases(zip(groups, labels, strict=True), folds, seed)
-    parts = {fold: "test", (fold + 1) % folds: "val"}
-    return [parts.get(fold_of[group], "train") for group in groups]
 
 
 class TableData(TabularDataModule):

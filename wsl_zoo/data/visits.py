@@ -13,7 +13,6 @@ year, two years, ... before (the nearest whole number; of several the latest).
 
 from __future__ import annotations
 
-import random
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -22,8 +21,10 @@ import numpy as np
 import torch
 
 from wsl_zoo.data.exams import ExamDataModule
+from wsl_zoo.data.folder import SPLITS
+from wsl_zoo.data.folds import deal_rows, one_of_each
 from wsl_zoo.data.manifest import DataError
-from wsl_zoo.data.tables import TableSource, column_of, deal_rows, numbers_of, read_table
+from wsl_zoo.data.tables import TableSource, column_of, numbers_of, read_table
 
 
 class VisitTableData(ExamDataModule):
@@ -110,7 +111,7 @@ class VisitTableData(ExamDataModule):
         dealt = deal_rows(list(first), struck_by, self.fold, self.folds, self.split_seed)
         split_of = dict(zip(first, dealt, strict=True))
         found = {}
-        for split in ("train", "val", "test"):
+        for split in SPLITS:
             rows = [i for i, patient in enumerate(patients) if split_of[patient] == split]
             own = [patients[i] for i in rows]
             fields = {
@@ -187,21 +188,3 @@ def _slots(
                 exams[i, -1 - back], mask[i, -1 - back] = features[j], True
         exams[i, -1], mask[i, -1] = features[i], True
     return exams, mask
-
-
-def one_of_each(groups: Sequence[str], count: int, seed: str) -> torch.Tensor:
-    """Return subsets (N, S) bool with one random row of each group.
-
-    Args:
-        groups: Per row its group.
-        count: Subsets S.
-        seed: Seed.
-    """
-    rows: dict[str, list[int]] = {}
-    for i, group in enumerate(groups):
-        rows.setdefault(group, []).append(i)
-    rng = random.Random(seed)
-    subset = torch.zeros(len(groups), count, dtype=torch.bool)
-    for s in range(count):
-        subset[[rng.choice(own) for own in rows.values()], s] = True
-    return subset
