@@ -9,9 +9,10 @@ import torch
 
 from tests.cases import trainer
 from tests.cases.phd import TINY, exams
+from tests.cases.unimodal import grades
 from wsl_zoo import plots, reports
 from wsl_zoo.callbacks import MapWriter, ResultWriter
-from wsl_zoo.methods import PHDTeacher
+from wsl_zoo.methods import PHDTeacher, UnimodalOrdinal
 from wsl_zoo.runs import JOB
 
 GROUPS = {
@@ -84,6 +85,16 @@ def test_a_test_and_a_prediction_write_risks(tmp_path):
     assert len(predicted) == 40
     risks = torch.cat([batch["risk"] for batch in run.predict(model, data)])
     np.testing.assert_allclose(predicted.iloc[:, 1:], risks, atol=1e-6)
+
+
+def test_a_writer_of_risks_then_writes_classes(tmp_path):
+    writer = MapWriter(str(tmp_path / "predictions"))
+    run = trainer(tmp_path, callbacks=[writer])
+    run.predict(PHDTeacher(**TINY), exams())
+    run.predict(UnimodalOrdinal(num_classes=4, encoder="test_resnet", stride=16), grades())
+    predicted = pd.read_csv(tmp_path / "predictions" / "predictions.csv")
+    assert list(predicted) == ["image", "class", "probability", "boxes"]
+    assert len(predicted) == 8
 
 
 def test_numbers_that_are_no_fractions_are_shown_as_they_are():

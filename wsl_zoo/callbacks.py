@@ -19,6 +19,8 @@ from wsl_zoo.checkpoints import run_of
 from wsl_zoo.prediction import Prediction, mask_boxes, to_prediction
 from wsl_zoo.types import Batch
 
+IMAGE_HEADER: tuple[str, ...] = ("image", "class", "probability", "boxes")
+
 
 def run_folder(trainer: Trainer) -> Path:
     """Return the folder of a run: that of the checkpoint in use, else the logger's.
@@ -169,7 +171,7 @@ class MapWriter(Callback):
         self.folder = Path(folder) if folder is not None else None
         self.count = 0
         self._fixed = folder is not None
-        self._header: tuple[str, ...] = ("image", "class", "probability", "boxes")
+        self._header = IMAGE_HEADER
         self._rows: list[tuple[str, ...]] = []
 
     def on_predict_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
@@ -177,6 +179,7 @@ class MapWriter(Callback):
         if not self._fixed:
             self.folder = run_folder(trainer) / "predictions"
         self.count = 0
+        self._header = IMAGE_HEADER
         self._rows.clear()
 
     def on_predict_batch_end(

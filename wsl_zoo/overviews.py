@@ -14,7 +14,7 @@ from wsl_zoo.plots import (
     draw_sensitivity,
 )
 from wsl_zoo.runs import CURVE, JOB, runs_below
-from wsl_zoo.titles import title_of
+from wsl_zoo.titles import horizon_of, title_of
 
 if TYPE_CHECKING:  # imported where it is needed, so that a listing stays quick
     import pandas as pd
@@ -81,18 +81,18 @@ def write_plots(root: Path, frame: pd.DataFrame) -> list[Path]:
 
 def _auc(frame: pd.DataFrame, split: str) -> dict[str, dict[float, list[float]]]:
     """Method -> horizon -> AUC of every run, of their first checkpoint; empty without horizons."""
-    prefix = f"{split}/auc_"
-    horizons = {}
+    horizons: dict[float, str] = {}
     for column in frame.columns:
-        end = column.removeprefix(prefix)
-        if column.startswith(prefix) and end.replace(".", "", 1).isdigit():
-            horizons[column] = float(end)
+        of, _, metric = column.partition("/")
+        horizon = horizon_of(metric)
+        if of == split and horizon is not None:
+            horizons[horizon] = column
     found: dict[str, dict[float, list[float]]] = {}
     for method, rows in frame.groupby("method", sort=False) if horizons else ():
         first = rows[rows["checkpoint"] == rows["checkpoint"].iloc[0]]
-        values = {t: first[column].dropna().tolist() for column, t in sorted(horizons.items())}
+        values = {t: first[horizons[t]].dropna().tolist() for t in sorted(horizons)}
         if all(values.values()):
-            found[str(method)] = dict(sorted(values.items()))
+            found[str(method)] = values
     return found
 
 

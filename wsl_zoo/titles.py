@@ -51,16 +51,25 @@ def shown(metric: str, value: float) -> str:
     return f"{value:.3f}" if metric in NUMBERS else percent(value)
 
 
+def horizon_of(metric: str) -> float | None:
+    """Return the horizon whose AUC a metric is, as `auc_2.5`; None: it is another one."""
+    name, _, end = metric.partition("_")
+    try:
+        return float(end) if name == "auc" else None
+    except ValueError:
+        return None
+
+
 def order_of(metric: str) -> float:
     """Return the place of a metric in a table; AUC of horizons come before their mean."""
     names = list(TITLES)
-    if metric.startswith("auc_") and metric not in TITLES:
+    if horizon_of(metric) is not None:
         return names.index("auc") - 0.5
     return names.index(metric) if metric in TITLES else len(names)
 
 
 def title_of(metric: str) -> str:
     """Return the heading of a metric."""
-    if metric.startswith("auc_") and metric not in TITLES:
+    if horizon_of(metric) is not None:
         return f"AUC at horizon {metric.removeprefix('auc_')}"
     return TITLES.get(metric, metric.replace("_", " "))

@@ -4,8 +4,8 @@ from collections import Counter
 import pytest
 from PIL import Image
 
-from wsl_zoo.data.manifest import DataError
 from wsl_zoo.data.folds import fifths, one_fold, shuffled
+from wsl_zoo.data.manifest import DataError
 from wsl_zoo.data.ordinal import (
     AFAD_AGES,
     AFAD_IMAGES,

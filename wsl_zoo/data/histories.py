@@ -80,18 +80,19 @@ def _linear(level: Floats, slope: Floats, density: Floats) -> Floats:
 
 @lru_cache(maxsize=1)
 def intercepts() -> tuple[float, ...]:
-    """Return b_1..b_5, by bisection on a fixed sample year after year."""
+    """Return b_1..b_5, the roots for a fixed sample, year after year."""
+    from scipy.optimize import brentq  # slow to import
+
     rng = np.random.default_rng(CONSTANTS)
     linear = _linear(*rng.standard_normal((3, FIXED_SAMPLE)))
     free = np.ones(FIXED_SAMPLE)
     found = []
     for year, rate in enumerate(RATES):
-        low, high = -30.0, 10.0
-        for _ in range(60):
-            middle = (low + high) / 2
-            reached = 1 - (free * (1 - _sigmoid(middle + linear[:, year]))).mean()
-            low, high = (middle, high) if reached < rate else (low, middle)
-        found.append((low + high) / 2)
+
+        def excess(b: float, year: int = year, rate: float = rate, free: Floats = free) -> float:
+            return float(1 - rate - (free * (1 - _sigmoid(b + linear[:, year]))).mean())
+
+        found.append(float(brentq(excess, -30.0, 10.0, xtol=1e-13)))
         free = free * (1 - _sigmoid(found[-1] + linear[:, year]))
     return tuple(found)
 

@@ -45,7 +45,7 @@ class MLPEncoder(Encoder):
         self.in_chans = in_features
         self.channels = list(hidden) or [in_features]
         self.strides = [1] * len(self.channels)
-        self.level_modules = [f"layers.{i}" for i in range(len(hidden))]
+        self.level_modules = [str(i) for i in range(len(hidden))]
         self.final_channels = widths[-1]
         self.mean: tuple[float, ...] = ()
         self.std: tuple[float, ...] = ()

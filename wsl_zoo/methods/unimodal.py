@@ -57,7 +57,7 @@ LOSSES: dict[str, type[OrdinalLoss]] = {
     "coral": losses.CORAL,
     "corn": losses.CORN,
 }
-LINKS: dict[str, type[OrdinalHead]] = {
+LINKS: dict[str, type[OrdinalHead]] = dict.fromkeys(LOSSES, OrdinalHead) | {
     "poisson": heads.PoissonScores,
     "binomial": heads.BinomialScores,
     "pom": heads.CutPoints,
@@ -123,9 +123,7 @@ class UnimodalOrdinal(FreezableEncoder):
         if weigh_loss and constraint in (None, "penalty"):
             raise ValueError(f"weigh_loss=True takes t of a barrier, constraint={constraint!r}")
         self.ordinal: OrdinalLoss = build("loss", LOSSES, loss, loss_args, self.num_classes)
-        self.link: OrdinalHead = build(
-            "link", LINKS | {loss: LINKS.get(loss, OrdinalHead)}, loss, link_args, self.num_classes
-        )
+        self.link: OrdinalHead = build("link", LINKS, loss, link_args, self.num_classes)
         self.head = build(
             "head", HEADS, head, head_args, self.encoder.final_channels, self.link.inputs
         )

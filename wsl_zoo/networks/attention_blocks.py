@@ -13,6 +13,8 @@ from torch import Tensor, nn
 from wsl_zoo.networks.base import SuperResolution
 from wsl_zoo.networks.blocks import conv
 
+CROP = 128  # side of the benchmark's training crops at high resolution
+
 
 class ResidualBlock(nn.Module):
     """x + weight C(relu(C(x))), the block of EDSR (Lim et al., CVPR Workshops 2017).
@@ -131,11 +133,6 @@ def extended(x: Tensor, height: int, width: int, mirror: bool) -> Tensor:
             index = torch.minimum(index, 2 * length - 1 - index)
         x = x.index_select(dim, index.clamp(max=length - 1))
     return x
-
-
-def at_least_float32(x: Tensor) -> Tensor:
-    """Return float16 and bfloat16 as float32, else as they are."""
-    return x.to(torch.promote_types(x.dtype, torch.float32))
 
 
 def to_multiple(size: int, step: int, least: int = 1) -> int:

@@ -16,7 +16,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from wsl_zoo.networks.attention_blocks import ChannelGate, at_least_float32
+from wsl_zoo.heads.pooling import at_least_float32
+from wsl_zoo.networks.attention_blocks import ChannelGate
 from wsl_zoo.networks.base import SuperResolution
 from wsl_zoo.networks.blocks import conv
 

@@ -17,10 +17,8 @@ from collections.abc import Sequence
 
 from torch import Tensor
 
-from wsl_zoo.networks.attention_blocks import spandrel_network, to_multiple
+from wsl_zoo.networks.attention_blocks import CROP, spandrel_network, to_multiple
 from wsl_zoo.networks.base import SuperResolution
-
-CROP = 128  # side of the benchmark's training crops at high resolution
 
 
 class GRL(SuperResolution):

@@ -20,7 +20,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from wsl_zoo.networks.attention_blocks import NonLocalEDSR, at_least_float32, pieces
+from wsl_zoo.heads.pooling import at_least_float32
+from wsl_zoo.networks.attention_blocks import NonLocalEDSR, pieces
 from wsl_zoo.networks.blocks import conv
 
 KEY_EPS = 5e-5

@@ -19,10 +19,8 @@ from typing import Literal
 
 from torch import Tensor
 
-from wsl_zoo.networks.attention_blocks import extended, spandrel_network, to_multiple
+from wsl_zoo.networks.attention_blocks import CROP, extended, spandrel_network, to_multiple
 from wsl_zoo.networks.base import SuperResolution
-
-CROP = 128  # side of the benchmark's training crops at high resolution
 
 
 class SwinIR(SuperResolution):
