@@ -14,7 +14,7 @@ import wsl_zoo.metrics
 from wsl_zoo import catalogue
 from wsl_zoo.data.base import ZooDataModule
 from wsl_zoo.encoders.timm import TESTED
-from wsl_zoo.methods.base import ZooModule
+from wsl_zoo.methods.training import Trained
 
 
 @pytest.fixture
@@ -72,7 +72,9 @@ PLANTED = '''
 def test_a_planted_method_is_found_without_importing_it(package):
     plant(package / "methods" / "plant.py", PLANTED)
     plant(package / "encoders" / "timm.py", 'TESTED: dict[str, str] = {"net": "a net"}')
-    plant(package / "methods" / "base.py", '"""Base."""\nclass ZooModule:\n    """Base."""')
+    plant(
+        package / "methods" / "base.py", '"""Base."""\nclass ZooModule(Trained):\n    """Base."""'
+    )
     plant(package / "methods" / "late.py", 'class Late(Plant):\n    """Extends another file."""')
     found = {entry.name: entry for entry in catalogue.methods()}
     assert list(found) == ["Graft", "Late", "Other", "Plant"]
@@ -115,7 +117,7 @@ def subclasses(module, base):
 @pytest.mark.parametrize(
     ("kind", "module", "base"),
     [
-        ("methods", wsl_zoo.methods, ZooModule),
+        ("methods", wsl_zoo.methods, Trained),
         ("data", wsl_zoo.data, ZooDataModule),
         ("metrics", wsl_zoo.metrics, Metric),
     ],

@@ -10,6 +10,8 @@ import yaml
 
 import wsl_zoo.data
 import wsl_zoo.methods
+from experiments.superres.generate import configs as superres_configs
+from tests.cases.networks import TINY as NETWORKS
 from tests.cases.stages import filled_classifier
 from wsl_zoo import catalogue
 from wsl_zoo.cli import run_trainer
@@ -54,6 +56,15 @@ def test_it_parses_as_it_is(name, capsys):
         assert printed["trainer"][key] == value
 
 
+def test_configs_of_the_benchmark_are_what_the_table_makes():
+    made = superres_configs()
+    assert len(made) == 16 * 3
+    folder = catalogue.experiments() / "superres"
+    for name, text in made.items():
+        assert (folder / name).read_text(encoding="utf-8") == text, f"{name}: generate it anew"
+    assert {p.name for p in folder.glob("*_x[248].yaml")} == set(made)
+
+
 def tiny_rows(kind: type, folder: Path) -> dict[str, Any]:
     """A few rows of a table, or of the built-in exams, as the data of a config."""
     if issubclass(kind, wsl_zoo.data.ExamDataModule):
@@ -72,6 +83,18 @@ def tiny_config(name: str, folder: Path) -> Path:
     kind_of_data = getattr(wsl_zoo.data, config["data"]["class_path"].rpartition(".")[2])
     if issubclass(kind_of_data, wsl_zoo.data.TabularDataModule):
         config["data"] = tiny_rows(kind_of_data, folder)
+        path = folder / "tiny.yaml"
+        path.write_text(yaml.safe_dump(config), encoding="utf-8")
+        return path
+    if issubclass(kind_of_data, wsl_zoo.data.PairDataModule):
+        network = model.get("network", "SRCNN")
+        model["network_args"] = NETWORKS[network]
+        if network in {"SwinIR", "GRL", "OmniSR"}:
+            pytest.importorskip("spandrel")
+        given = config["data"]["init_args"]
+        pairs = {"train": 8, "val": 4, "test": 4, "side": 64, "crop_size": 32, "batch_size": 4}
+        pairs |= {key: given[key] for key in ("scale", "sampling", "drop_last") if key in given}
+        config["data"] = {"class_path": "wsl_zoo.data.SyntheticPairsData", "init_args": pairs}
         path = folder / "tiny.yaml"
         path.write_text(yaml.safe_dump(config), encoding="utf-8")
         return path

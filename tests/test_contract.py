@@ -30,9 +30,12 @@ def case(name):
 
 def batch_of(case, model, split="train", count=4, **data):
     """A training or evaluation batch as the trainer would hand it over, annotations included."""
-    dataset = case.data(**data).dataset(split)
+    module = case.data(**data)
+    dataset = module.dataset(split)
     dataset.annotations = dataset.has_masks = dataset.has_boxes = True
     batch = dataset.collate([dataset[i] for i in range(count)])
+    if "target" in batch:
+        return module.on_after_batch_transfer(batch, 0)
     if "image" in batch:
         batch["raw"] = batch["image"]
         batch["image"] = normalize(batch["raw"], model.encoder.mean, model.encoder.std)
@@ -92,6 +95,11 @@ def test_predict(name, case, tmp_path):
     batches = trainer(tmp_path).predict(model, data)
     for batch in batches:
         size = len(batch["path"])
+        if "sr" in batch:
+            assert batch["sr"].shape == (size, 1, 48, 48)
+            assert batch["sr"].min() >= 0
+            assert batch["sr"].max() <= 1
+            continue
         if "risk" in batch:
             assert batch["risk"].shape == (size, model.num_classes)
             assert ((batch["risk"] > 0) & (batch["risk"] < 1)).all()
@@ -126,7 +134,7 @@ def test_checkpoint_stands_alone(name, case, tmp_path):
     batch = batch_of(case, model, "test")
     with torch.no_grad():
         ours, theirs = model(batch), loaded(batch)
-    for field in ("logits", "map", "hazard"):
+    for field in ("logits", "map", "hazard", "sr"):
         a, b = getattr(ours, field), getattr(theirs, field)
         assert (a is None) == (b is None)
         if a is not None:
@@ -152,7 +160,7 @@ def test_eval_batches_do_not_mix_images(name, case, tmp_path):
         for i in range(len(batch["index"])):
             one = {k: v[i : i + 1] for k, v in batch.items()}
             alone = model(one)
-            for field in ("logits", "map", "hazard"):
+            for field in ("logits", "map", "hazard", "sr"):
                 value = getattr(together, field)
                 if value is not None:
                     torch.testing.assert_close(
@@ -175,6 +183,10 @@ def losses_of(name, case, folder, data, **changes):
     model.training_step = training_step
     trainer(folder, limit_val_batches=0, **changes).fit(model, data)
     return seen, weights_of(model)
+
+
+def annotation_free(source):
+    return isinstance(source, TableSource) or not (source.has_masks or source.has_boxes)
 
 
 class Hidden:
@@ -205,7 +217,7 @@ def test_training_does_not_read_annotations(name, case, tmp_path):
     data, blind = case.data(), case.data()
     read = blind.read
     blind.read = lambda: {
-        k: v if isinstance(v, TableSource) else Hidden(v, "label" in model.needs)  # it has none
+        k: v if annotation_free(v) else Hidden(v, "label" in model.needs)
         for k, v in read().items()
     }
     ours, weights = losses_of(name, case, tmp_path, data)

@@ -30,7 +30,9 @@ OUTER = {
     "hub",
 }  # cli is above
 INNER = {"types", "files", "acquisition", "colors"} | MIDDLE
-BELOW_CLI = INNER | {"schedules", "prediction", "checkpoints", "methods", "pictures"} | OUTER
+BELOW_CLI = (
+    INNER | {"schedules", "prediction", "checkpoints", "tiling", "methods", "pictures"} | OUTER
+)
 
 # Part of the package -> the parts that it may import besides itself and `catalogue`.
 ALLOWED: dict[str, set[str]] = {
@@ -45,7 +47,8 @@ ALLOWED: dict[str, set[str]] = {
     "schedules": set(),
     "prediction": INNER,
     "checkpoints": set(),
-    "methods": INNER | {"prediction", "schedules", "checkpoints"},
+    "tiling": set(),
+    "methods": INNER | {"prediction", "schedules", "checkpoints", "tiling"},
     **{part: BELOW_CLI for part in OUTER},
     "rounds": BELOW_CLI | {"arguments"},
     "arguments": BELOW_CLI,

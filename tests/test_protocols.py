@@ -116,6 +116,30 @@ def test_a_grid_is_the_product_of_methods_folds_and_seeds(tmp_path):
     assert json.loads(jitter) == [0.1, 0.2]
 
 
+def test_options_that_vary(tmp_path):
+    vary = {"data.marker": ["CELL0", "CELL1"], "data.scale, model.scale": [2, 4, 8]}
+    path = write_grid(tmp_path, vary=vary, seeds=[0], folds=None, methods=STAGES)
+    runs = protocols.read_pipeline(path)
+    assert len({job.folder for job in runs}) == len(runs) == len(STAGES) * 2 * 3
+    for job in runs:
+        marker, scale = job.cells["marker"], job.cells["scale"]
+        assert list(job.cells) == ["method", "marker", "scale", "seed"]
+        place = Path(f"marker{marker}", f"scale{scale}", "seed0")
+        assert job.folder == tmp_path / "out" / job.cells["method"] / place
+        assert value_after("--data.marker", job.args) == marker
+        assert value_after("--data.scale", job.args) == str(scale)
+        assert value_after("--model.scale", job.args) == str(scale)
+        for checkpoint in job.inputs.values():  # of the same marker and scale
+            assert checkpoint.parents[1] == tmp_path / "out" / "CAM" / place
+    varied = {(job.cells["marker"], job.cells["scale"]) for job in runs}
+    assert len(varied) == 6
+    own = write_grid(tmp_path, vary=vary, methods={"CAM": {"data.scale": 8}})
+    for job in protocols.read_pipeline(own):  # what a method says itself comes last
+        assert [b for a, b in zip(job.args, job.args[1:], strict=False) if a == "--data.scale"][
+            -1
+        ] == "8"
+
+
 def test_a_grid_that_selects_by_pseudo_boxes(tmp_path):
     roots = {"clip": "meta/clip", "ss": "meta/selective search"}
     path = write_grid(
@@ -205,6 +229,10 @@ def test_a_grid_without_seeds_and_folds(tmp_path):
             "|C needs A needs B needs C)$",
         ),
         ({"methods": {"A": {"x": "{A:last}"}}}, "nothing can run first: A needs A"),
+        ({"vary": {"data.marker": "CELL0"}}, "vary.data.marker must hold a list of values"),
+        ({"vary": {"data.marker": []}}, "vary.data.marker must hold a list of values"),
+        ({"vary": {"data.fold": [1]}}, "vary.data.fold is a column already"),
+        ({"vary": {"a.x": [1], "b.x": [1]}}, "vary.b.x is a column already"),
     ],
 )  # fmt: skip
 def test_a_wrong_grid_is_refused(tmp_path, launcher, capsys, changes, message):

@@ -6,6 +6,7 @@ import pytest
 from rich.console import Console
 
 from wsl_zoo import catalogue, reports, titles
+from wsl_zoo.__main__ import main
 from wsl_zoo.runs import JOB
 
 
@@ -70,6 +71,32 @@ def test_an_undefined_metric_does_not_count(tmp_path):
         write_run(tmp_path / str(seed), cells={"method": "A", "seed": seed}, dice=value)
     summary = reports.summarize(reports.collect(tmp_path))
     assert summary["test/dice"].tolist() == ["30.00 ± 14.14"]
+
+
+def test_values_of_a_column_side_by_side(tmp_path):
+    values = {("A", "x"): (40.0, 0.9), ("A", "y"): (30.0, 0.5), ("B", "x"): (20.0, 0.1)}
+    for (method, marker), (psnr, acc) in values.items():
+        for seed in (0, 1):
+            cells = {"method": method, "marker": marker, "seed": seed}
+            write_run(
+                tmp_path / method / marker / str(seed), cells=cells, psnr=psnr + seed, acc=acc
+            )
+    table = reports.spread(reports.collect(tmp_path), "marker")
+    assert list(table.columns) == ["method", "checkpoint", "marker", "test/psnr", "test/acc"]
+    assert table["marker"].tolist() == ["x / y / mean"] * 2
+    assert table["test/psnr"].tolist() == ["40.50 / 30.50 / 35.50", "20.50 / - / -"]
+    assert table["test/acc"].tolist() == ["90.00 / 50.00 / 70.00", "10.00 / - / -"]
+    for column in ("scale", "method", "test/psnr"):
+        with pytest.raises(ValueError, match=f"--across {column}: results differ by marker, seed"):
+            reports.spread(reports.collect(tmp_path), column)
+
+
+def test_the_command_takes_a_column(tmp_path, capsys):
+    write_run(tmp_path / "a", cells={"method": "A", "marker": "x"}, ssim=0.5)
+    assert main(["table", str(tmp_path), "--across", "marker"]) == 0
+    assert "0.5000 / 0.5000" in capsys.readouterr().out
+    assert main(["table", str(tmp_path), "--over", "marker"]) == 1
+    assert "usage: wsl-zoo table DIR [--across COLUMN]" in capsys.readouterr().err
 
 
 def test_results_of_the_folder_itself_carry_its_name(tmp_path):

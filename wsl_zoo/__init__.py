@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 from wsl_zoo import catalogue
 
 if TYPE_CHECKING:
-    from wsl_zoo.methods.base import ZooModule
+    from wsl_zoo.methods.training import Trained
 
 __version__ = "0.1.0.dev0"
 __all__ = ["__version__", "list_methods", "load"]
@@ -43,7 +43,7 @@ def list_methods() -> list[str]:
     return [entry.name for entry in catalogue.methods()]
 
 
-def load(path: str | Path, map_location: Any = "cpu") -> ZooModule:
+def load(path: str | Path, map_location: Any = "cpu") -> Trained:
     """Load a checkpoint of any method, ready to predict.
 
     Args:

@@ -27,6 +27,8 @@ commands:
   run      PIPELINE.yaml   many runs (method x seed x fold), also in stages, resumable
   features --out DIR       features of all exams by a frozen encoder, for data of mammograms
   table    DIR             results below DIR as CSV and Markdown, mean and standard deviation
+  table    DIR --across marker
+                           the same with the values of a column side by side, and their mean
   list     [KIND]          what is there: {kinds}
 
 options:
@@ -49,9 +51,13 @@ def _list(args: Sequence[str]) -> None:
 def _table(args: Sequence[str]) -> None:
     from wsl_zoo import reports
 
-    if len(args) != 1:
-        raise ValueError("usage: wsl-zoo table DIR")
-    reports.print_summary(Path(args[0]))
+    match args:
+        case [folder]:
+            reports.print_summary(Path(folder))
+        case [folder, "--across", column]:
+            reports.print_summary(Path(folder), column)
+        case _:
+            raise ValueError("usage: wsl-zoo table DIR [--across COLUMN]")
 
 
 def dispatch(args: Sequence[str]) -> None:

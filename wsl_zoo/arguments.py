@@ -19,7 +19,7 @@ from wsl_zoo import catalogue
 from wsl_zoo.checkpoints import read_checkpoint
 from wsl_zoo.data import ZooDataModule
 from wsl_zoo.data.videofile import VIDEO_ENDINGS
-from wsl_zoo.methods.base import ZooModule
+from wsl_zoo.methods.training import Trained
 
 UNKNOWN_KEY = re.compile(r"option '([\w.]+)'|unrecognized arguments: --([\w.]+)", re.IGNORECASE)
 UNKNOWN_CLASS = re.compile(r"has no attribute '(\w+)'|dot import path string: (\w+)")
@@ -75,7 +75,7 @@ def hint(message: str) -> str:
 def _parameters() -> set[str]:
     """Return the names of all parameters of methods, data modules and the trainer."""
     classes: list[type] = [Trainer]
-    for base in (ZooModule, ZooDataModule):
+    for base in (Trained, ZooDataModule):
         queue: list[type] = [base]
         while queue:
             classes.append(queue.pop())
@@ -96,6 +96,12 @@ def arguments_of_checkpoint(checkpoint: Mapping[str, Any]) -> list[str]:
 def arguments_of_images(checkpoint: Mapping[str, Any], images: str) -> list[str]:
     """Return the data module that predicts on a folder of images with a checkpoint."""
     hparams = checkpoint["hyper_parameters"]
+    if "scale" in hparams:
+        init_args = {
+            "scale": hparams["scale"], "channels": hparams["in_chans"], "predict_images": images
+        }  # fmt: skip
+        data = {"class_path": "wsl_zoo.data.ImagePairsData", "init_args": init_args}
+        return ["--config", json.dumps({"data": data})]
     names = hparams.get("class_names") or [str(k) for k in range(hparams["num_classes"])]
     init_args = {
         "classes": names,

@@ -16,9 +16,11 @@ from pytorch_lightning.loggers import WandbLogger
 
 from wsl_zoo import pictures, reports
 from wsl_zoo.checkpoints import run_of
+from wsl_zoo.data.pixels import write_pixels
 from wsl_zoo.prediction import Prediction, mask_boxes, to_prediction
 from wsl_zoo.types import Batch
 
+CENTRE = 256  # side of what panels show of an image at high resolution
 IMAGE_HEADER: tuple[str, ...] = ("image", "class", "probability", "boxes")
 
 
@@ -41,6 +43,8 @@ def to_pixels(raw: torch.Tensor) -> np.ndarray:
 
 class PanelWriter(Callback):
     """Writes image | mask | map | boxes of some images of every validation and test split.
+
+    Of super-resolution it is image | result | target, of the central part.
 
     Per validation epoch of a fit one PNG `panels/<split>/epoch_000.png` in the run's folder; of a
     test, or a validation by itself, `panels/<split>_<checkpoint>.png`. W&B receives the same
@@ -104,7 +108,8 @@ class PanelWriter(Callback):
 
     def _draw(self, trainer: Trainer, module: Any, stage: str, batch: Batch, loader: int) -> None:
         data = getattr(trainer, "datamodule", None)
-        if not trainer.is_global_zero or data is None or "raw" not in batch:
+        drawable = "raw" in batch or "target" in batch
+        if not trainer.is_global_zero or data is None or not drawable:
             return
         split = data.split_names(stage)[loader]
         size = len(data.sources[split])
@@ -115,6 +120,8 @@ class PanelWriter(Callback):
         part: Any = {k: _take(v, rows) for k, v in batch.items()}
         with torch.no_grad():
             output = module(part)
+            if output.sr is not None:
+                self._draw_enlarged(split, part, output.sr)
             if output.map is None:
                 return
             maps = module.localize(part, output, "label").float().cpu()
@@ -135,6 +142,16 @@ class PanelWriter(Callback):
                 f"{names[truth]}" if truth == guess else f"{names[truth]} (said {names[guess]})"
             )
 
+    def _draw_enlarged(self, split: str, batch: Batch, results: torch.Tensor) -> None:
+        scale = results.shape[-1] // batch["image"].shape[-1]
+        for image, result, target, path in zip(
+            batch["image"], results, batch["target"], batch["path"], strict=True
+        ):
+            coarse = image.repeat_interleave(scale, -2).repeat_interleave(scale, -1)
+            tiles = [pictures.grey(central(part, CENTRE)) for part in (coarse, result, target)]
+            self._rows.setdefault(split, []).append(tiles)
+            self._captions.setdefault(split, []).append(Path(path).name)
+
     def _write(self, trainer: Trainer, suffix: str) -> None:
         for split, rows in self._rows.items():
             picture = pictures.grid(rows, captions=self._captions[split], across=2)
@@ -145,6 +162,13 @@ class PanelWriter(Callback):
                     logger.log_image(f"panels/{split}", [Image.fromarray(picture)])
         self._rows.clear()
         self._captions.clear()
+
+
+def central(image: torch.Tensor, side: int) -> np.ndarray:
+    """Return the central square (C, side, side) of (C, H, W), or what there is of it."""
+    height, width = image.shape[-2:]
+    top, left = max(0, (height - side) // 2), max(0, (width - side) // 2)
+    return image[..., top : top + side, left : left + side].float().cpu().numpy()
 
 
 def _checkpoint_suffix(trainer: Trainer) -> str:
@@ -160,7 +184,8 @@ class MapWriter(Callback):
 
     The archive holds `map` (H, W) float16 in [0, 1] at the size of the image, `probabilities` (K,),
     `label`, and `boxes` (n, 4); the picture is the map over the image with the boxes. Of exams the
-    table holds the risk at every horizon, and there is nothing else.
+    table holds the risk at every horizon, and there is nothing else. Of super-resolution there are
+    the enlarged images `<name>.tif`, with as many bits as the images, and the table of them.
 
     Args:
         folder: Where to write; default: `predictions` in the run's folder.
@@ -200,6 +225,10 @@ class MapWriter(Callback):
                 self._rows.append((path, *(f"{r:.6f}" for r in outputs["risk"][i].tolist())))
                 self.count += 1
                 continue
+            if "sr" in outputs:
+                self._header = ("image", "enlarged", "height", "width")
+                self._write_enlarged(trainer, path, outputs["sr"][i], int(outputs["levels"][i]))
+                continue
             maps = outputs["map"]
             height, width = batch["size"][i].tolist() if maps is not None else (0, 0)
             prediction = to_prediction(
@@ -211,6 +240,16 @@ class MapWriter(Callback):
                 pl_module.map_threshold,
             )
             self._write(trainer, pl_module, batch, i, path, prediction)
+
+    def _write_enlarged(
+        self, trainer: Trainer, path: str, image: torch.Tensor, levels: int
+    ) -> None:
+        assert self.folder is not None
+        stem = self.folder / relative_stem(path, trainer)
+        file = write_pixels(stem.with_name(f"{stem.name}.tif"), grey_levels(image, levels))
+        height, width = map(str, image.shape[-2:])
+        self._rows.append((path, file.relative_to(self.folder).as_posix(), height, width))
+        self.count += 1
 
     def _write(
         self,
@@ -257,6 +296,12 @@ class MapWriter(Callback):
         partial = self.folder / f".predictions{rank}.csv.partial"
         partial.write_text(table.getvalue(), encoding="utf-8")
         partial.replace(self.folder / f"predictions{rank}.csv")
+
+
+def grey_levels(image: torch.Tensor, levels: int) -> np.ndarray:
+    """Return an image (C, H, W) in [0, 1] as uint8 (`levels` 255) or uint16 (65535)."""
+    rounded = (image.double() * levels).round().cpu().numpy()
+    return np.asarray(rounded, dtype=np.uint8 if levels == np.iinfo(np.uint8).max else np.uint16)
 
 
 def relative_stem(path: str, trainer: Trainer) -> Path:

@@ -52,24 +52,24 @@ def _classes(folder: str, base: str) -> list[Entry]:
     Those with abstract methods of their own are left out: they are there to be extended.
     """
     found: dict[str, tuple[set[str], Entry]] = {}
-    abstract: set[str] = set()
+    hidden: set[str] = set()
     for path in sorted((PACKAGE / folder).glob("*.py")):
         tree = ast.parse(path.read_text(encoding="utf-8"))
         paper = _paper(ast.get_docstring(tree))
         for node in tree.body:
-            if isinstance(node, ast.ClassDef) and not node.name.startswith("_"):
+            if isinstance(node, ast.ClassDef):
                 bases = {ast.unparse(b).rpartition(".")[2] for b in node.bases}
                 summary = _first_line(ast.get_docstring(node))
                 entry = Entry(node.name, summary, paper, f"{folder}/{path.name}")
                 found[node.name] = (bases, entry)
-                if any(map(_is_abstract, node.body)):
-                    abstract.add(node.name)
+                if node.name.startswith("_") or any(map(_is_abstract, node.body)):
+                    hidden.add(node.name)
 
     def extends(name: str) -> bool:
         bases = found[name][0] if name in found else set()
         return base in bases or any(extends(b) for b in bases)
 
-    listed = (e for n, (_, e) in found.items() if extends(n) and n not in abstract)
+    listed = (e for n, (_, e) in found.items() if extends(n) and n not in hidden)
     return sorted(listed, key=lambda e: e.name)
 
 
@@ -80,7 +80,7 @@ def _is_abstract(node: ast.stmt) -> bool:
 
 def methods() -> list[Entry]:
     """Return the methods, sorted by name."""
-    return [entry for entry in _classes("methods", "ZooModule") if entry.name != "ZooModule"]
+    return [entry for entry in _classes("methods", "Trained") if entry.name != "ZooModule"]
 
 
 def data() -> list[Entry]:

@@ -11,7 +11,7 @@ import torch
 from pytorch_lightning import LightningModule
 
 if TYPE_CHECKING:
-    from wsl_zoo.methods.base import ZooModule  # which reads stage 1 through here
+    from wsl_zoo.methods.training import Trained  # which reads stage 1 through here
 
 
 def read_checkpoint(path: str | Path, map_location: Any = "cpu") -> dict[str, Any]:
@@ -37,7 +37,7 @@ def read_checkpoint(path: str | Path, map_location: Any = "cpu") -> dict[str, An
     return checkpoint
 
 
-def load_checkpoint(path: str | Path, map_location: Any = "cpu") -> ZooModule:
+def load_checkpoint(path: str | Path, map_location: Any = "cpu") -> Trained:
     """Load a checkpoint of any method; see `wsl_zoo.load`."""
     checkpoint = read_checkpoint(path, map_location)
     ours = checkpoint["wsl_zoo"]
@@ -50,10 +50,10 @@ def load_checkpoint(path: str | Path, map_location: Any = "cpu") -> ZooModule:
             f"imported: {error}"
         ) from error
     known = isinstance(method, type) and issubclass(method, LightningModule)
-    if not (known and hasattr(method, "class_map")):
+    if not (known and hasattr(method, "prepare_batch")):
         raise ValueError(f"{path} names {ours['class_path']}, which is not a method of wsl_zoo")
     hparams = dict(checkpoint["hyper_parameters"])
-    model: ZooModule = method(**{k: v for k, v in hparams.items() if not k.startswith("_")})
+    model: Trained = method(**{k: v for k, v in hparams.items() if not k.startswith("_")})
     model.load_state_dict(checkpoint["state_dict"])
     model.on_load_checkpoint(checkpoint)
     return model.eval()

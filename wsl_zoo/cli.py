@@ -35,7 +35,7 @@ from wsl_zoo.callbacks import MapWriter, PanelWriter, ResultWriter
 from wsl_zoo.checkpointing import BestCheckpoint, LastCheckpoint, StartValidation
 from wsl_zoo.data import ZooDataModule
 from wsl_zoo.data.manifest import suggestion
-from wsl_zoo.methods.base import ZooModule
+from wsl_zoo.methods.training import Trained
 
 ROOT = "runs"
 SILENCED = (
@@ -85,7 +85,7 @@ class ZooCLI(LightningCLI):
         self.name = name
         self.show = show
         super().__init__(
-            ZooModule,
+            Trained,
             ZooDataModule,
             save_config_callback=SaveConfig,
             save_config_kwargs={"overwrite": True},

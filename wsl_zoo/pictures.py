@@ -43,6 +43,12 @@ def draw_boxes(image: np.ndarray, boxes: np.ndarray, color: tuple[int, int, int]
     return np.asarray(canvas)
 
 
+def grey(image: np.ndarray) -> np.ndarray:
+    """Draw an image (C, H, W) in [0, 1] as (H, W, 3) uint8: its first three channels, or grey."""
+    planes = image[:3] if len(image) >= 3 else image[:1].repeat(3, axis=0)
+    return np.asarray((255 * planes.clip(0, 1)).round().transpose(1, 2, 0), dtype=np.uint8)
+
+
 def mask_image(mask: np.ndarray) -> np.ndarray:
     """Draw a mask (H, W) of 0, 1, 255 (ignored) in black, white and grey, as (H, W, 3) uint8."""
     grey = np.where(mask == 1, 255, np.where(mask == 0, 0, 128)).astype(np.uint8)

@@ -4,6 +4,9 @@
     config: cam/glas_small            # fit config of every run
     seeds: [0, 1, 2]
     folds: [0, 1, 2, 3, 4]            # optional: --data.fold
+    vary:                             # optional: every run once for each value of these options
+      data.marker: [CELL0, CELL1]
+      data.scale, model.scale: [2, 4]   # both have the value
     test: [best_cl, best_loc]         # checkpoints to test; also: last, best_loc_<root>
     methods:                          # name -> options on top of the config
       CAM: {}
@@ -41,7 +44,7 @@ from wsl_zoo import reports
 from wsl_zoo.jobs import Job, execute_all
 from wsl_zoo.runs import RESULTS
 
-KEYS = ("output", "config", "seeds", "folds", "test", "methods")
+KEYS = ("output", "config", "seeds", "folds", "vary", "test", "methods")
 CHECKPOINTS = ("best_cl", "best_loc", "last")
 # Itself, method and checkpoint. Without quotes, YAML reads a mapping: {"CAM:best_cl": null}.
 REFERENCE = re.compile(r"""(\{"?([^{}"']+):(\w+)(?:": null)?\})""")
@@ -68,6 +71,7 @@ def read_pipeline(path: Path, extra: Sequence[str] = (), output: str | None = No
         if not file.get(key) or not isinstance(file[key], kind):
             raise ValueError(f"{path}: the key {key!r} must hold {what}")
     methods = {str(name): dict(options or {}) for name, options in file["methods"].items()}
+    varied = _varied(path, file.get("vary") or {})
     shares = _share(extra, methods)
     own = {m: [*_arguments(options), *shares[m]] for m, options in methods.items()}
     references = {m: REFERENCE.findall("\n".join(args)) for m, args in own.items()}
@@ -78,13 +82,17 @@ def read_pipeline(path: Path, extra: Sequence[str] = (), output: str | None = No
             raise ValueError(f"{path}: method {method!r} has no config")
         tests = json.dumps(["best_cl", "best_loc"] if test is None else test)
         order = list(methods).index(method)
-        for fold, seed in product(file.get("folds") or [None], file.get("seeds") or [0]):
+        grid = product(varied, file.get("folds") or [None], file.get("seeds") or [0])
+        for values, fold, seed in grid:
             args = ["--config", str(config), "--seed_everything", str(seed), "--then_test", tests]
-            args += [*([] if fold is None else ["--data.fold", str(fold)]), *own[method]]
+            args += [] if fold is None else ["--data.fold", str(fold)]
+            args += _arguments({o: v for key, v in values.items() for o in _options(key)})
+            args += own[method]
             rounds = methods[method].get("rounds")
             if rounds is not None:
                 args, rounds = _rounds(f"{path}: method {method!r}", args, rounds)
-            cells = {"seed": seed} | ({} if fold is None else {"fold": fold})
+            cells = {_column(key): value for key, value in values.items()}
+            cells |= {"seed": seed} | ({} if fold is None else {"fold": fold})
             place = Path(*(f"{key}{value}" for key, value in cells.items()))
             inputs = {
                 reference: root / source / place / "checkpoints" / f"{name}.ckpt"
@@ -93,6 +101,28 @@ def read_pipeline(path: Path, extra: Sequence[str] = (), output: str | None = No
             cells = {"method": method, **cells}
             jobs.append(Job(root, root / method / place, cells, args, inputs, order, rounds))
     return jobs
+
+
+def _varied(path: Path, options: Mapping[str, Any]) -> list[dict[str, Any]]:
+    """Return every combination of the values of options, `{option: value}` each."""
+    taken = {"method", "seed", "fold"}
+    for key, values in options.items():
+        name = _column(key)
+        if not isinstance(values, list) or not values or name in taken:
+            what = "must hold a list of values" if name not in taken else "is a column already"
+            raise ValueError(f"{path}: vary.{key} {what}")
+        taken.add(name)
+    return [dict(zip(options, values, strict=True)) for values in product(*options.values())]
+
+
+def _options(key: str) -> list[str]:
+    """Return the options that a key of `vary` names: one, or several with commas between them."""
+    return [option.strip() for option in key.split(",")]
+
+
+def _column(key: str) -> str:
+    """Return what results call a key of `vary`: the last part of its first option."""
+    return _options(key)[0].rpartition(".")[2]
 
 
 def _arguments(options: Mapping[str, Any]) -> Iterator[str]:

@@ -112,6 +112,39 @@ def summarize(frame: pd.DataFrame, over: Sequence[str] = ("seed", "fold")) -> pd
     return pd.DataFrame(rows).fillna("")
 
 
+def spread(frame: pd.DataFrame, column: str) -> pd.DataFrame:
+    """Return the means of `summarize` with the values of a column side by side, and their mean.
+
+    A cell reads "a / b / c / mean", in the order in which the values of `column` come, as tables of
+    several markers are printed; "-" stands for what was not run, and leaves no mean.
+
+    Raises:
+        ValueError: There is no such column.
+    """
+    import pandas as pd
+
+    metrics = [name for name in frame.columns if "/" in name]
+    others = [name for name in frame.columns if name not in metrics]
+    if column not in others or column in {"method", "checkpoint"}:
+        known = [name for name in others if name not in {"method", "checkpoint"}]
+        raise ValueError(f"--across {column}: results differ by {', '.join(known) or 'nothing'}")
+    order = list(frame[column].dropna().unique())
+    keys = [name for name in others if name not in {column, "seed", "fold"}]
+    rows = []
+    for values, group in frame.groupby(keys, sort=False, dropna=False):
+        means = group.groupby(column, sort=False)[metrics].mean().reindex(order)
+        row: dict[str, Any] = dict(zip(keys, values, strict=True))
+        row[column] = " / ".join([*map(str, order), "mean"])
+        for metric in metrics:
+            found, name = means[metric], metric.partition("/")[2]
+            if found.notna().any():
+                cells = ["-" if pd.isna(value) else shown(name, value) for value in found]
+                whole = shown(name, float(found.mean())) if found.notna().all() else "-"
+                row[metric] = " / ".join([*cells, whole])
+        rows.append(row)
+    return pd.DataFrame(rows).fillna("")
+
+
 def to_markdown(frame: pd.DataFrame) -> str:
     """Format a frame as a Markdown table."""
     lines = ["| " + " | ".join(map(str, frame.columns)) + " |", "|" + "---|" * len(frame.columns)]
@@ -159,14 +192,19 @@ def summary_tables(frame: pd.DataFrame, width: int) -> list[Table]:
     return tables
 
 
-def print_summary(root: Path) -> None:
-    """Write tables and plots of a folder of runs and print the summary."""
+def print_summary(root: Path, across: str | None = None) -> None:
+    """Write tables and plots of a folder of runs and print the summary.
+
+    Args:
+        root: The folder.
+        across: Column whose values stand side by side, see `spread`; None: a row each.
+    """
     frame = collect(root)
-    means = summarize(frame)
+    means = summarize(frame) if across is None else spread(frame, across)
     table, summary = write_tables(root, frame, means)
     drawn = write_plots(root, frame)
     console = Console()
-    console.print("Mean ± standard deviation, %")
+    console.print("Mean ± standard deviation, %" if across is None else "Means, %")
     for part in summary_tables(means, console.width):
         console.print(part)
     print(f"written: {', '.join(map(str, (table, summary, *drawn)))}")

@@ -54,13 +54,20 @@ def make_optimizer(
 
 
 def lr_factor(
-    lr: float, schedule: Schedule, step_size: int, gamma: float, min_lr: float, epochs: int
+    lr: float,
+    schedule: Schedule,
+    step_size: int,
+    gamma: float,
+    min_lr: float,
+    epochs: int,
+    elapsed: Callable[[], float] | None = None,
 ) -> Callable[[int], float]:
     """Return the factor of a group's rate `lr` as a function of the epoch, counted from 0.
 
     "step": `max(lr gamma^floor(epoch / step_size), min_lr)`, the survey's and F-CAM's decay;
-    "cosine": from `lr` to `min_lr`, which epoch `epochs` would have; "constant": 1. A rate below
-    `min_lr` stays as it is.
+    "cosine": from `lr` to `min_lr`, which epoch `epochs` would have, or with `elapsed`, which says
+    what share of a time to train is over, its end; "constant": 1. A rate below `min_lr` stays as it
+    is.
 
     Raises:
         ValueError: Another schedule, or a step size below 1.
@@ -75,7 +82,7 @@ def lr_factor(
         if schedule == "step":
             return max(gamma ** (epoch // step_size), floor)
         if schedule == "cosine":
-            progress = min(1.0, epoch / max(1, epochs))
+            progress = min(1.0, epoch / max(1, epochs) if elapsed is None else elapsed())
             return floor + (1 - floor) * 0.5 * (1 + math.cos(math.pi * progress))
         return 1.0
 
@@ -89,12 +96,13 @@ def make_scheduler(
     gamma: float,
     min_lr: float,
     epochs: int,
+    elapsed: Callable[[], float] | None = None,
 ) -> LambdaLR:
     """Return the schedule of every group; see `lr_factor`."""
     return LambdaLR(
         optimizer,
         [
-            lr_factor(group["lr"], schedule, step_size, gamma, min_lr, epochs)
+            lr_factor(group["lr"], schedule, step_size, gamma, min_lr, epochs, elapsed)
             for group in optimizer.param_groups
         ],
     )

@@ -16,6 +16,12 @@ TITLES = {
     "c_index": "concordance (Harrell)",
     "c_index_ipcw": "concordance (Uno)",
     "bce": "weighted cross-entropy",
+    "psnr": "PSNR, dB",
+    "ssim": "SSIM",
+    "nrmse": "NRMSE",
+    "roi_psnr": "PSNR of regions, dB",
+    "roi_ssim": "SSIM of regions",
+    "roi_nrmse": "NRMSE of regions",
     "bias": "bias of predictions (0: every class as often, 100: one class)",
     "pxap": "PxAP",
     "prevalence": "prevalence (PxAP of a constant map)",
@@ -42,13 +48,14 @@ TITLES = {
 }
 
 
-NUMBERS = frozenset({"mae", "loss", "bce"})
-"""Metrics that are no fractions: they are shown as they are."""
+NUMBERS = {"mae": 3, "loss": 3, "bce": 3, "psnr": 2, "ssim": 4, "nrmse": 4}
+"""Metrics that are shown as they are, not in percent, and with how many decimals."""
 
 
 def shown(metric: str, value: float) -> str:
-    """Format a value: a fraction in percent, a number with three decimals."""
-    return f"{value:.3f}" if metric in NUMBERS else percent(value)
+    """Format a value: a fraction in percent, others as they are."""
+    decimals = NUMBERS.get(metric.removeprefix("roi_"))
+    return percent(value) if decimals is None else f"{value:.{decimals}f}"
 
 
 def horizon_of(metric: str) -> float | None:

@@ -43,6 +43,8 @@ class Batch(TypedDict, total=False):
     """(B, H, W) float in [0, 1], class map that followed the geometry of its image."""
     target: Tensor
     """(B, C, H, W) float, high-resolution image."""
+    levels: Tensor
+    """(B,) int64, highest grey level of the file type of image and target: 255 or 65535."""
     text: Tensor
     """(B, D) float, text features."""
     frame_mask: Tensor

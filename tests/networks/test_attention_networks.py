@@ -5,6 +5,7 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
+from tests.cases.networks import TINY
 from wsl_zoo.networks import edsr_liif, nlsn
 from wsl_zoo.networks.act import ACT, to_map, to_tokens
 from wsl_zoo.networks.attention_blocks import NonLocalEDSR, extended, pieces, to_multiple
@@ -34,16 +35,6 @@ COUNTS = {
     GRL: (20_049_193, 20_196_905, 20_344_617),
     OmniSR: (2_827_716, 2_834_640, 2_862_336),
 }
-TINY = {
-    EDSRLIIF: {"width": 8, "blocks": 1, "hidden": (16, 16)},
-    NLSN: {"width": 8, "blocks": 2, "every": 1, "chunk": 9, "rounds": 2},
-    ENLCN: {"width": 8, "blocks": 2, "every": 1, "features": 12},
-    DFCAN: {"width": 8, "groups": 2, "blocks": 2, "reduction": 2},
-    ACT: {"width": 8, "depth": 2, "heads": 2, "blocks": 1, "reduction": 2, "fusions": 1},
-    SwinIR: {"width": 12, "depths": (2,), "heads": 2, "window": 4},
-    GRL: {"width": 72, "depths": (2,), "heads": 3, "window": 4, "stripe": (4, 4)},
-    OmniSR: {"width": 16, "groups": 1, "blocks": 1, "window": 4},
-}
 LIBRARY = (SwinIR, GRL, OmniSR)
 
 networks = pytest.mark.parametrize("network_class", COUNTS, ids=lambda c: c.__name__)
@@ -54,7 +45,7 @@ def tiny(network_class, scale=2, **arguments):
     if network_class in LIBRARY:
         pytest.importorskip("spandrel")
     torch.manual_seed(0)
-    return network_class(scale, **{**TINY[network_class], **arguments})
+    return network_class(scale, **{**TINY[network_class.__name__], **arguments})
 
 
 def zero(module):

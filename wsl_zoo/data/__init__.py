@@ -14,14 +14,19 @@ from wsl_zoo.data.glas import GlaSData
 from wsl_zoo.data.grades import SyntheticGradesData
 from wsl_zoo.data.histories import SyntheticExamsData
 from wsl_zoo.data.ilsvrc import ILSVRCData
+from wsl_zoo.data.image_pairs import ImagePairsData
 from wsl_zoo.data.manifest import DataError, Record
+from wsl_zoo.data.micrographs import SyntheticPairsData
 from wsl_zoo.data.openimages import OpenImagesData
 from wsl_zoo.data.ordinal import AFADData, FGNETData, HCIData, ICIARData
+from wsl_zoo.data.pairs import PairDataModule, PairRecord
+from wsl_zoo.data.sr_caco2 import SRCACO2Data
 from wsl_zoo.data.synthetic import SyntheticData, SyntheticVideoData
 from wsl_zoo.data.tables import TableData, TabularDataModule
 from wsl_zoo.data.video import VideoDataModule
 from wsl_zoo.data.video_folder import VideoFolderData
 from wsl_zoo.data.visits import VisitTableData
+from wsl_zoo.data.w2s import W2SData
 from wsl_zoo.data.wsol import WSOLData
 from wsl_zoo.data.youtube_objects import YouTubeObjectsData
 
@@ -42,11 +47,16 @@ __all__ = [
     "HCIData",
     "ICIARData",
     "ILSVRCData",
+    "ImagePairsData",
     "OpenImagesData",
+    "PairDataModule",
+    "PairRecord",
     "Record",
+    "SRCACO2Data",
     "SyntheticData",
     "SyntheticExamsData",
     "SyntheticGradesData",
+    "SyntheticPairsData",
     "SyntheticVideoData",
     "TableData",
     "TabularDataModule",
@@ -54,6 +64,7 @@ __all__ = [
     "VideoDataModule",
     "VideoFolderData",
     "VisitTableData",
+    "W2SData",
     "WSOLData",
     "YouTubeObjectsData",
     "ZooDataModule",

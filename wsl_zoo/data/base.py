@@ -94,6 +94,8 @@ class ZooDataModule(LightningDataModule, ABC):
     """Sets of splits that may share images by protocol."""
     corloc = False
     """Whether boxes are what localisation is judged by, and CorLoc too, as in videos."""
+    scale: int | None = None
+    """How many times larger a target is than its image; None: there are no targets."""
 
     def __init__(
         self,

@@ -38,6 +38,7 @@ from wsl_zoo.losses.ordinal import (
 )
 from wsl_zoo.losses.seeds import SAMPLERS, SEED_IGNORE, SeedSampler, seed_loss
 from wsl_zoo.losses.size import BackgroundLarger, EmptyOutside, SizeConstraint, SizeNear
+from wsl_zoo.losses.superres import pixel_loss, restoration_terms, ssim, stage_target
 from wsl_zoo.losses.survival import horizon_labels, masked_bce, positive_weight
 
 __all__ = [
@@ -80,10 +81,14 @@ __all__ = [
     "negative_entropy",
     "overpredicted",
     "pixel_entropy",
+    "pixel_loss",
     "positive_weight",
     "prediction_bias",
     "reconstruction_loss",
+    "restoration_terms",
     "seed_loss",
+    "ssim",
+    "stage_target",
     "suppression_loss",
     "uniform_cross_entropy",
 ]

@@ -23,6 +23,7 @@ from wsl_zoo.methods.sfdadep import SFDADeP
 from wsl_zoo.methods.sfde import SFDE
 from wsl_zoo.methods.shot import SHOT
 from wsl_zoo.methods.spg import SPG
+from wsl_zoo.methods.superres import SuperResolver
 from wsl_zoo.methods.tcam import TCAM
 from wsl_zoo.methods.tscam import TSCAM
 from wsl_zoo.methods.unet import SupervisedUNet
@@ -54,6 +55,7 @@ __all__ = [
     "PHDTeacher",
     "PixelCAM",
     "SFDADeP",
+    "SuperResolver",
     "SupervisedUNet",
     "UnimodalOrdinal",
     "ZooModule",

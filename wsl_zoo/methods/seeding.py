@@ -63,6 +63,8 @@ class Seeded(ZooModule):
                     f"--model.{self.seeder_option} runs/.../checkpoints/best_loc.ckpt"
                 )
             source = load_checkpoint(path).to(self.device)
+            if not isinstance(source, ZooModule):
+                raise ValueError(f"{path} holds a {type(source).__name__}, which has no class maps")
             self.prepare_seeder(path, source)
             self._seeder = [source.requires_grad_(requires_grad=False)]
         return self._seeder[0]

@@ -2,6 +2,7 @@
 
 from wsl_zoo.networks.act import ACT
 from wsl_zoo.networks.base import SuperResolution, upsampled
+from wsl_zoo.networks.classical import Interpolation
 from wsl_zoo.networks.dbpn import DBPN
 from wsl_zoo.networks.dfcan import DFCAN
 from wsl_zoo.networks.drrn import DRRN
@@ -30,6 +31,7 @@ __all__ = [
     "SRCNN",
     "SRFBN",
     "VDSR",
+    "Interpolation",
     "MSLapSRN",
     "MemNet",
     "OmniSR",
