@@ -217,8 +217,7 @@ def test_training_does_not_read_annotations(name, case, tmp_path):
     data, blind = case.data(), case.data()
     read = blind.read
     blind.read = lambda: {
-        k: v if annotation_free(v) else Hidden(v, "label" in model.needs)
-        for k, v in read().items()
+        k: v if annotation_free(v) else Hidden(v, "label" in model.needs) for k, v in read().items()
     }
     ours, weights = losses_of(name, case, tmp_path, data)
     theirs, blind_weights = losses_of(name, case, tmp_path, blind)

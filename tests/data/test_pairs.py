@@ -8,7 +8,8 @@ import torch
 from torch.utils.data import DataLoader
 
 from wsl_zoo.data.manifest import DataError
-from wsl_zoo.data.pairs import FilePairs, PairDataModule, PairDataset, PairRecord, collate_pairs
+from wsl_zoo.data.pair_files import FilePairs, PairRecord
+from wsl_zoo.data.pairs import PairDataModule, PairDataset, collate_pairs
 from wsl_zoo.data.pixels import RandomCrop, downsample, write_pixels
 from wsl_zoo.data.samplers import Key
 

@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 import torch
 from pytorch_lightning import Callback
+from pytorch_lightning.callbacks import Timer
 from torch import nn
 from torch.utils.data import DataLoader
 
@@ -170,9 +171,21 @@ def test_a_cosine_comes_down_over_max_steps_where_epochs_have_no_end(tmp_path):
     assert [rate["trunk"] for rate in rates.seen] == pytest.approx(expected)
 
 
+def test_a_cosine_comes_down_over_the_time_to_train(tmp_path, monkeypatch):
+    rates = Rates("step")
+    run = trainer(
+        tmp_path, max_epochs=-1, max_time={"hours": 1}, limit_val_batches=0, callbacks=[rates]
+    )
+    (timer,) = (c for c in run.callbacks if isinstance(c, Timer))
+    monkeypatch.setattr(timer, "time_elapsed", lambda *_: run.global_step * 3600 / 8)
+    run.fit(tiny(schedule="cosine", lr=0.1, min_lr=0.02), tiny_data())
+    expected = [0.02 + 0.08 * (1 + np.cos(np.pi * step / 8)) / 2 for step in range(8)]
+    assert [rate["trunk"] for rate in rates.seen] == pytest.approx(expected)
+
+
 def test_a_cosine_needs_a_last_epoch_or_step(tmp_path):
-    run = trainer(tmp_path, max_epochs=-1, max_time={"seconds": 1})
-    with pytest.raises(ValueError, match=r"trainer.max_epochs or trainer.max_steps"):
+    run = trainer(tmp_path, max_epochs=-1)
+    with pytest.raises(ValueError, match=r"set trainer.max_epochs, trainer.max_steps or"):
         run.fit(tiny(schedule="cosine"), tiny_data())
 
 

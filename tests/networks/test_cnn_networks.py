@@ -281,11 +281,35 @@ def test_memory_gate_sees_short_and_long_term():
     network, image = small("memnet").eval(), image_of()
     m0 = network.first(upsampled(image, 2))
     first, second = network.blocks
-    a = first.unit(m0)
-    m1 = first.gate(torch.cat([a, first.unit(a), m0], dim=1))
-    b = second.unit(m1)
-    m2 = second.gate(torch.cat([b, second.unit(b), m0, m1], dim=1))
+
+    def unit(block, x, recursion):
+        for residual in block.unit:
+            x = residual(x, recursion)
+        return x
+
+    a = unit(first, m0, 0)
+    m1 = first.gate(torch.cat([a, unit(first, a, 1), m0], dim=1))
+    b = unit(second, m1, 0)
+    m2 = second.gate(torch.cat([b, unit(second, b, 1), m0, m1], dim=1))
     torch.testing.assert_close(network(image), upsampled(image, 2) + network.last(m2))
+
+
+def test_statistics_of_each_recursion_make_evaluation_what_training_was():
+    image = image_of(batch=4, size=(12, 10))
+    differences = {}
+    for statistics in ("per_recursion", "shared"):
+        network = small("memnet", statistics=statistics)
+        with torch.no_grad():
+            for _ in range(200):  # 0.9^200: nothing of the start is left
+                trained = network.train()(image)
+            differences[statistics] = (network.eval()(image) - trained).abs().max().item()
+    assert differences["per_recursion"] < 0.02  # variances are unbiased in one, not in the other
+    assert differences["shared"] > 0.2
+    shared, own = (small("memnet", statistics=s).blocks[0].unit[0] for s in list(differences)[::-1])
+    assert shared.norms[0].running_var.shape == (1, 4)
+    assert own.norms[0].running_var.shape == (2, 4)
+    with pytest.raises(ValueError, match="statistics='none' must be"):
+        MemNet(2, statistics="none")
 
 
 def test_dbpn_projects_and_corrects():

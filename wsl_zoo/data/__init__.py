@@ -19,7 +19,8 @@ from wsl_zoo.data.manifest import DataError, Record
 from wsl_zoo.data.micrographs import SyntheticPairsData
 from wsl_zoo.data.openimages import OpenImagesData
 from wsl_zoo.data.ordinal import AFADData, FGNETData, HCIData, ICIARData
-from wsl_zoo.data.pairs import PairDataModule, PairRecord
+from wsl_zoo.data.pair_files import PairRecord
+from wsl_zoo.data.pairs import PairDataModule
 from wsl_zoo.data.sr_caco2 import SRCACO2Data
 from wsl_zoo.data.synthetic import SyntheticData, SyntheticVideoData
 from wsl_zoo.data.tables import TableData, TabularDataModule

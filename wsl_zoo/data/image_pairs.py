@@ -10,7 +10,8 @@ from pathlib import Path
 from typing import Any
 
 from wsl_zoo.data.manifest import DataError, suggestion
-from wsl_zoo.data.pairs import PairDataModule, PairRecord
+from wsl_zoo.data.pair_files import PairRecord
+from wsl_zoo.data.pairs import PairDataModule
 from wsl_zoo.data.tables import read_table
 
 COLUMNS = ("split", "image", "target", "group")

@@ -22,7 +22,8 @@ from pathlib import Path
 from typing import Any, Literal, NamedTuple, get_args
 
 from wsl_zoo.data.folder import SPLITS
-from wsl_zoo.data.pairs import PairDataModule, PairRecord
+from wsl_zoo.data.pair_files import PairRecord
+from wsl_zoo.data.pairs import PairDataModule
 
 Marker = Literal["CELL0", "CELL1", "CELL2"]
 """Survivin (dim), E-cadherin or GFP-tubulin, mCherry-Histone H2B (brightest)."""

@@ -20,7 +20,8 @@ from typing import Any, Literal, get_args
 from wsl_zoo.data.folder import SPLITS
 from wsl_zoo.data.folds import check_folds, deal_rows
 from wsl_zoo.data.manifest import INTEGER, DataError
-from wsl_zoo.data.pairs import PairDataModule, PairRecord
+from wsl_zoo.data.pair_files import PairRecord
+from wsl_zoo.data.pairs import PairDataModule
 from wsl_zoo.data.tables import read_table
 
 Frames = Literal["clean", "noisy"]
