@@ -218,6 +218,24 @@ def test_predict_command_writes_tiffs_of_the_images_type(tmp_path, capsys):
     assert any(line.endswith("fine_tif.tif,40,32") for line in table)
 
 
+def test_a_run_of_the_command_line_loads_and_is_tested_again(tmp_path, capsys):
+    small = ["--config", "superres/synthetic", "--data.train", "8", "--data.val", "4",
+             "--data.test", "4", "--data.side", "64", "--data.crop_size", "32",
+             "--model.network_args", '{"width": 4, "depth": 3}',
+             "--trainer.accelerator", "cpu"]  # fmt: skip
+    run = tmp_path / "run"
+    assert main(["fit", *small, "--trainer.max_epochs", "1", "--run_dir", str(run)]) == 0
+    checkpoint = run / "checkpoints" / "best_cl.ckpt"
+    model = wsl_zoo.load(checkpoint)
+    assert isinstance(model, SuperResolver)
+    assert not {"class_names", "num_classes"} & set(model.hparams)
+    assert (run / "panels" / "val" / "epoch_000.png").is_file()
+    assert main(["test", *small, "--ckpt_path", str(checkpoint), "--model.tile", "20"]) == 0
+    assert "PSNR of regions, dB" in capsys.readouterr().out
+    results = (run / "results.jsonl").read_text(encoding="utf-8")
+    assert '"test/roi_psnr"' in results
+
+
 # Refused --------------------------------------------------------------------------------------
 
 

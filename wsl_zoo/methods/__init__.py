@@ -1,4 +1,4 @@
-"""The methods of the zoo: one file per paper, each a LightningModule over a timm encoder."""
+"""The methods of the zoo: one file per paper, each a LightningModule."""
 
 from wsl_zoo.methods.acol import ACoL
 from wsl_zoo.methods.active import ActiveWeakAnnotator

@@ -16,7 +16,7 @@ from wsl_zoo.metrics.split import SplitMetrics, Thresholds
 from wsl_zoo.types import Batch, Output, Target
 
 DEFAULT_THRESHOLD = 0.5
-SHOWN = frozenset({"acc", "mae", "auc", "pxap"})  # in the progress bar
+SHOWN = frozenset({"acc", "mae", "auc", "pxap", "psnr"})  # in the progress bar
 
 
 class Evaluated(LightningModule):
@@ -187,9 +187,7 @@ class Evaluated(LightningModule):
     def _log_metrics(self, split: str, values: Mapping[str, Tensor]) -> None:
         for name, value in values.items():
             # Equal on all processes already: the metrics summed their integer states.
-            self.log(
-                f"{split}/{name}", value.float(), prog_bar=name in {"acc", "mae", "auc", "pxap"}
-            )
+            self.log(f"{split}/{name}", value.float(), prog_bar=name in SHOWN)
 
     def target_index(self, batch: Batch, output: Output, target: Target) -> Tensor:
         """Return the class index (B,) whose map is meant."""

@@ -108,7 +108,7 @@ class SuperResolver(Trained):
         seed: int = 0,
     ) -> None:
         super().__init__()
-        self.save_hyperparameters()
+        self.save_hyperparameters(ignore=["num_classes", "class_names"])  # what the data say
         if pixel_weight < 0 or ssim_weight < 0 or not pixel_weight + ssim_weight:
             raise ValueError(
                 f"pixel_weight={pixel_weight} and ssim_weight={ssim_weight} must not be negative, "

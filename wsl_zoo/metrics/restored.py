@@ -8,7 +8,7 @@ both. Errors and SSIM maps are computed once for the two.
 from __future__ import annotations
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torchmetrics.utilities import rank_zero_warn
 
 from wsl_zoo.metrics.base import check_choice
@@ -19,7 +19,7 @@ from wsl_zoo.metrics.comparison import (
     check_protocol,
     over_regions,
 )
-from wsl_zoo.metrics.split import Thresholds
+from wsl_zoo.metrics.split import Thresholds, WithoutClasses
 from wsl_zoo.metrics.superres import VALUES, ImageMean
 
 
@@ -35,7 +35,7 @@ class _Means(ImageMean):
         return self.means(), self.count
 
 
-class RestorationMetrics(nn.Module):
+class RestorationMetrics(WithoutClasses):
     """Metrics of one split of images in [0, 1] and what networks made of their small versions.
 
     Args:
@@ -97,15 +97,3 @@ class RestorationMetrics(nn.Module):
             elif count > 0:
                 rank_zero_warn(f"{name} is NaN, as some image was: left out", UserWarning)
         return values, Thresholds()
-
-    def shares(self) -> dict[str, Tensor]:
-        """Return none: there are no classes."""
-        return {}
-
-    def curves(self) -> dict[str, dict[str, Tensor]]:
-        """Return none: there are no maps."""
-        return {}
-
-    def per_class(self) -> dict[str, Tensor]:
-        """Return none: there are no classes."""
-        return {}

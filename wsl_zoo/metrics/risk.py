@@ -13,11 +13,11 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torchmetrics.utilities.data import dim_zero_cat
 
 from wsl_zoo.metrics.base import synced
-from wsl_zoo.metrics.split import Thresholds
+from wsl_zoo.metrics.split import Thresholds, WithoutClasses
 from wsl_zoo.metrics.survival import (
     ConcordanceIndex,
     SurvivalMetric,
@@ -71,7 +71,7 @@ def _or_nan(
         return torch.full((1,), torch.nan, dtype=torch.float64)
 
 
-class RiskMetrics(nn.Module):
+class RiskMetrics(WithoutClasses):
     """Metrics of one split of censored outcomes.
 
     Args:
@@ -187,15 +187,3 @@ class RiskMetrics(nn.Module):
             "predicted": torch.stack(predicted),
             "observed": torch.stack(observed),
         }
-
-    def shares(self) -> dict[str, Tensor]:
-        """Return none: there are no classes."""
-        return {}
-
-    def curves(self) -> dict[str, dict[str, Tensor]]:
-        """Return none: there are no maps."""
-        return {}
-
-    def per_class(self) -> dict[str, Tensor]:
-        """Return none: there are no classes."""
-        return {}

@@ -135,6 +135,22 @@ def _boxes(num_classes: int, thresholds: Thresholds, corloc: bool) -> MetricColl
     return MetricCollection(metrics)
 
 
+class WithoutClasses(nn.Module):
+    """Base of metrics of a split that has neither classes nor maps."""
+
+    def shares(self) -> dict[str, Tensor]:
+        """Return none: there are no classes."""
+        return {}
+
+    def curves(self) -> dict[str, dict[str, Tensor]]:
+        """Return none: there are no maps."""
+        return {}
+
+    def per_class(self) -> dict[str, Tensor]:
+        """Return none: there are no classes."""
+        return {}
+
+
 class SplitMetrics(nn.Module):
     """Metrics of one split; what it has no ground truth for is absent from the result.
 
