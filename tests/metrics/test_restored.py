@@ -66,9 +66,9 @@ def test_two_processes_give_the_values_of_one():
 
 def test_the_similarity_map_is_made_once(monkeypatch):
     calls = []
-    windowed = comparison_module._windowed
+    ssim_map = comparison_module.ssim_map
     monkeypatch.setattr(
-        comparison_module, "_windowed", lambda images: calls.append(1) or windowed(images)
+        comparison_module, "ssim_map", lambda *images: calls.append(1) or ssim_map(*images)
     )
     RestorationMetrics(0, False).update(*made()[:2])
     once = len(calls)

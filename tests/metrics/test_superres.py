@@ -1,4 +1,4 @@
-"""PSNR, SSIM and NRMSE against a transcription of the published protocol, and torchmetrics."""
+"""PSNR, SSIM and NRMSE against the published protocol written plainly, and two libraries."""
 
 from functools import partial
 
@@ -6,13 +6,15 @@ import cv2
 import numpy as np
 import pytest
 import torch
+from skimage.metrics import peak_signal_noise_ratio as peak_signal_noise_ratio_of_skimage
+from skimage.metrics import structural_similarity
 from torchmetrics import MetricCollection
 from torchmetrics.functional.image import peak_signal_noise_ratio
 from torchmetrics.functional.image import structural_similarity_index_measure as torchmetrics_ssim
 from torchmetrics.functional.regression import normalized_root_mean_squared_error
 
 from tests.metrics.processes import assert_same_on_processes
-from wsl_zoo.metrics import NRMSE, PSNR, SSIM, image_nrmse, image_psnr, image_ssim
+from wsl_zoo.metrics import NRMSE, PSNR, SSIM, comparison, image_nrmse, image_psnr, image_ssim
 
 METRICS = {"psnr": PSNR, "ssim": SSIM, "nrmse": NRMSE}
 OF_IMAGES = {"psnr": image_psnr, "ssim": image_ssim, "nrmse": image_nrmse}
@@ -179,6 +181,45 @@ def test_nrmse_is_that_of_torchmetrics():
     )
     found = image_nrmse(sr, hr, data_range=255)
     torch.testing.assert_close(found, expected.double(), rtol=1e-6, atol=0)
+
+
+@pytest.mark.parametrize("border", [0, 3])
+@pytest.mark.parametrize("broken", [False, True])
+@BY_NAME
+def test_other_devices_compute_what_the_compiled_kernels_do(name, broken, border, monkeypatch):
+    sr, hr, roi = made(3, channels=2)
+    roi[0, 0] = False
+    if broken:
+        sr[1, 0, 20, 12], hr[2, 1, 12, 20] = torch.nan, torch.nan
+    for regions in (None, roi):
+        compiled = OF_IMAGES[name](sr, hr, regions, data_range=255, border=border)
+        with monkeypatch.context() as patch:
+            patch.setattr(comparison, "COMPILED", ())
+            plain = OF_IMAGES[name](sr, hr, regions, data_range=255, border=border)
+        torch.testing.assert_close(compiled, plain, rtol=1e-12, atol=0, equal_nan=True)
+
+
+# scikit-image
+
+
+def test_psnr_and_ssim_are_those_of_scikit_image(real_data):
+    """On real images, float64: no difference is left to explain once three options are set."""
+    path = real_data / "W2S" / "clean" / "001_0.png"
+    true = cv2.imread(str(path), cv2.IMREAD_GRAYSCALE)[100:260, 200:380]
+    small = cv2.resize(true, None, fx=0.5, fy=0.5, interpolation=cv2.INTER_AREA)
+    made = cv2.resize(small, true.shape[::-1], interpolation=cv2.INTER_CUBIC)
+    hr, sr = (x[4:-4, 4:-4] / 255 for x in (true, made))
+    images = [torch.from_numpy(x / 255)[None, None] for x in (made, true)]
+    psnr = peak_signal_noise_ratio_of_skimage(hr, sr, data_range=1.0)
+    assert float(image_psnr(*images, border=4)) == pytest.approx(psnr, rel=1e-9)
+    # Its default window is uniform and 7 wide; its variances are unbiased by default; its border,
+    # which it pads by reflection, it leaves out of the mean, as the published protocol does.
+    protocol = {"gaussian_weights": True, "sigma": 1.5, "use_sample_covariance": False}
+    ssim = structural_similarity(hr, sr, data_range=1.0, **protocol)
+    assert float(image_ssim(*images, border=4)) == pytest.approx(ssim, rel=1e-9)
+    for option in ({"gaussian_weights": False}, {"use_sample_covariance": True}):
+        other = structural_similarity(hr, sr, data_range=1.0, **protocol | option)
+        assert abs(other - ssim) > 1e-5
 
 
 # Closed forms

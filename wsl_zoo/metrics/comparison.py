@@ -15,13 +15,17 @@ PSNR 498.13 dB, SSIM 0 and NRMSE 0: one such image in a thousand adds almost hal
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from functools import cached_property
-from typing import Literal
+from typing import Any, Literal
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
-from wsl_zoo.metrics.base import float64_device
+from wsl_zoo.metrics.base import float64_device, in_threads
+from wsl_zoo.metrics.comparison_kernels import region_maxima, region_sums, ssim_map
 
 EmptyRegion = Literal["skip", "floor"]
 
@@ -36,6 +40,12 @@ WINDOW, SIGMA = 11, 1.5  # of the SSIM's Gaussian; Wang et al.
 K1, K2 = 0.01, 0.03  # its constants, in data ranges; Wang et al.
 MARGIN = WINDOW // 2
 """Pixels that the SSIM map loses on each side."""
+
+COMPILED = ("cpu",)  # types of devices whose images the compiled kernels are for
+
+_BELL = [math.exp(-0.5 * (k / SIGMA) ** 2) for k in range(-MARGIN, MARGIN + 1)]
+GAUSSIAN = [weight / sum(_BELL) for weight in _BELL]
+"""Weights of a line of the window."""
 
 
 class Comparison:
@@ -67,7 +77,11 @@ class Comparison:
         self.data_range, self.border = data_range, border
         self.images, _, self.height, self.width = sr.shape
         self.device = float64_device(sr.device)
-        self.sr, self.hr = (self._inside(x.detach().to(self.device)).double() for x in (sr, hr))
+        self._regions: tuple[Tensor | None, Tensor | None] = (None, None)
+        # Contiguous: what is compiled for that is faster.
+        self.sr, self.hr = (
+            self._inside(x.detach().to(self.device)).double().contiguous() for x in (sr, hr)
+        )
 
     def _inside(self, image: Tensor) -> Tensor:
         edge = self.border
@@ -94,18 +108,32 @@ class Comparison:
                 f"SSIM needs {WINDOW} x {WINDOW} pixels inside the border of {self.border}, "
                 f"images are {(self.height, self.width)}"
             )
+        c1, c2 = (self.data_range * K1) ** 2, (self.data_range * K2) ** 2
+        if self.device.type in COMPILED:
+            weights = np.array(GAUSSIAN)
+            maps = in_threads(
+                lambda pair: ssim_map(*pair, weights, c1, c2).mean(axis=0),
+                list(zip(self.sr.numpy(), self.hr.numpy(), strict=True)),
+            )
+            return _stacked(maps, self.sr.new_empty(0, *_valid(self.sr.shape[2:])))
         difference = self.sr - self.hr
         mean_d, mean_h = _windowed(difference), _windowed(self.hr)
         var_d = _windowed(difference.square_()) - mean_d**2
         power = (mean_h + mean_d) ** 2 + mean_h**2
         variances = _windowed(self.sr**2 + self.hr**2) - power
-        c1, c2 = (self.data_range * K1) ** 2, (self.data_range * K2) ** 2
         return ((1 - mean_d**2 / (power + c1)) * (1 - var_d / (variances + c2))).mean(dim=1)
 
     def regions(self, roi: Tensor | None) -> Tensor | None:
         """Check regions `(B, H, W)` or `(B, R, H, W)`; return them inside the border, with R."""
         if roi is None:
             return None
+        given, kept = self._regions
+        if roi is given:  # by all three metrics
+            return kept
+        self._regions = (roi, self._checked(roi))
+        return self._regions[1]
+
+    def _checked(self, roi: Tensor) -> Tensor:
         roi = roi[:, None] if roi.ndim == 3 else roi
         size = (self.images, self.height, self.width)
         fits = roi.ndim == 4 and (roi.shape[0], *roi.shape[2:]) == size and roi.shape[1] > 0
@@ -114,7 +142,7 @@ class Comparison:
                 f"roi must be bool (B, H, W) or (B, R, H, W) with (B, H, W) = {size}, "
                 f"got {roi.dtype} {tuple(roi.shape)}"
             )
-        return self._inside(roi.to(self.device))
+        return self._inside(roi.to(self.device)).contiguous()
 
     def psnr(self, roi: Tensor | None = None) -> tuple[Tensor, Tensor]:
         """Return PSNR in dB and the number of pixels of each region, both `(B, R)`."""
@@ -133,6 +161,13 @@ class Comparison:
         lowest, brightest = self.hr.amin((1, 2, 3)), self.hr.amax(1)
         if regions is None:
             highest = brightest.amax((1, 2))[:, None]
+        elif self.device.type in COMPILED:
+            maxima = in_threads(
+                lambda image: region_maxima(*image),
+                list(zip(brightest.numpy(), regions.numpy(), lowest.tolist(), strict=True)),
+            )
+            highest = _stacked(maxima, self.hr.new_empty(0, regions.shape[1]))
+            highest = torch.where(lowest.isnan()[:, None], torch.nan, highest)
         else:  # one region at a time: R float images would not fit where R Boolean ones do
             floor = lowest[:, None, None]
             each = [torch.where(r, brightest, floor).amax((1, 2)) for r in regions.unbind(1)]
@@ -149,7 +184,7 @@ class Comparison:
         """
         values, regions = self.ssim_map, self.regions(roi)
         if regions is not None:
-            regions = regions[..., MARGIN:-MARGIN, MARGIN:-MARGIN]
+            regions = regions[..., MARGIN:-MARGIN, MARGIN:-MARGIN].contiguous()
         total, windows = _region_sums(values, regions)
         return total / windows.clamp(min=1), windows
 
@@ -186,20 +221,35 @@ def _region_sums(values: Tensor, regions: Tensor | None) -> tuple[Tensor, Tensor
     if regions is None:
         total = values.sum((1, 2))[:, None]
         return total, torch.full_like(total, values.shape[1] * values.shape[2], dtype=torch.int64)
+    if values.device.type in COMPILED:
+        pairs = list(zip(values.numpy(), regions.numpy(), strict=True))
+        found = in_threads(lambda pair: region_sums(*pair), pairs)
+        none = values.new_empty(0, regions.shape[1])
+        sums = _stacked([total for total, _ in found], none)
+        return sums, _stacked([count for _, count in found], none.long())
     each = [torch.where(region, values, 0).sum((1, 2)) for region in regions.unbind(1)]
     return torch.stack(each, dim=1), regions.sum((2, 3))
+
+
+def _stacked(arrays: list[NDArray[Any]], none: Tensor) -> Tensor:
+    """Stack the results of images, `none` if there are no images."""
+    return torch.from_numpy(np.stack(arrays)) if arrays else none
+
+
+def _valid(size: Sequence[int]) -> tuple[int, ...]:
+    """Return the sides of what a window inside an image gives."""
+    return tuple(side - 2 * MARGIN for side in size)
 
 
 def _windowed(images: Tensor) -> Tensor:
     """Return Gaussian means of all windows inside images: `(..., H, W)` -> `(..., H-10, W-10)`.
 
-    Weighted sums of shifted images: of one channel in float64 faster than a convolution.
+    Weighted sums of shifted images, for devices that the compiled kernels are not for.
     """
-    weights = [math.exp(-0.5 * (k / SIGMA) ** 2) for k in range(-MARGIN, MARGIN + 1)]
     for side in (-2, -1):
         length = images.shape[side] - 2 * MARGIN
         total = torch.zeros_like(images.narrow(side, 0, length))
-        for k, weight in enumerate(weights):
-            total.add_(images.narrow(side, k, length), alpha=weight / sum(weights))
+        for k, weight in enumerate(GAUSSIAN):
+            total.add_(images.narrow(side, k, length), alpha=weight)
         images = total
     return images
