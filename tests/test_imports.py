@@ -39,6 +39,7 @@ ALLOWED: dict[str, set[str]] = {
     "catalogue": set(),
     "types": set(),
     "files": set(),
+    "pairing": {"files"},
     "acquisition": set(),
     "colors": set(),
     **{part: {"types", "files"} for part in MIDDLE},
