@@ -62,7 +62,7 @@ ALLOWED: dict[str, set[str]] = {
 }
 MAY_DRAW = {"callbacks", "reports", "demo", "video", "methods/base.py"}  # who may import `pictures`
 
-EXTRAS = {"open_clip", "spandrel", "av", "tiffslide", "onnx", "onnxruntime", "optuna"}
+EXTRAS = {"open_clip", "spandrel", "av", "h5py", "tiffslide", "onnx", "onnxruntime", "optuna"}
 HEAVY = {"torch", "torchvision", "pytorch_lightning", "torchmetrics", "timm", "albumentations"}
 
 

@@ -1,8 +1,10 @@
 """Data sets as Lightning data modules, and what they are made of."""
 
+from wsl_zoo.data.bach import BACHData
 from wsl_zoo.data.base import ZooDataModule
 from wsl_zoo.data.camelyon16 import Camelyon16Data
 from wsl_zoo.data.camelyon17 import Camelyon17Data
+from wsl_zoo.data.crc import CRCData
 from wsl_zoo.data.csaw_cc import CSAWCCData
 from wsl_zoo.data.cub import CUBData
 from wsl_zoo.data.davis import DAVISData
@@ -21,6 +23,8 @@ from wsl_zoo.data.openimages import OpenImagesData
 from wsl_zoo.data.ordinal import AFADData, FGNETData, HCIData, ICIARData
 from wsl_zoo.data.pair_files import PairRecord
 from wsl_zoo.data.pairs import PairDataModule
+from wsl_zoo.data.pcam import PCamData
+from wsl_zoo.data.reports import Report
 from wsl_zoo.data.sr_caco2 import SRCACO2Data
 from wsl_zoo.data.synthetic import SyntheticData, SyntheticVideoData
 from wsl_zoo.data.tables import TableData, TabularDataModule
@@ -33,6 +37,8 @@ from wsl_zoo.data.youtube_objects import YouTubeObjectsData
 
 __all__ = [
     "AFADData",
+    "BACHData",
+    "CRCData",
     "CSAWCCData",
     "CUBData",
     "Camelyon16Data",
@@ -50,9 +56,11 @@ __all__ = [
     "ILSVRCData",
     "ImagePairsData",
     "OpenImagesData",
+    "PCamData",
     "PairDataModule",
     "PairRecord",
     "Record",
+    "Report",
     "SRCACO2Data",
     "SyntheticData",
     "SyntheticExamsData",
