@@ -2,8 +2,31 @@
 
 from wsl_zoo.encoders.bank import FeatureBank, average_norms
 from wsl_zoo.encoders.features import FeatureCache
+from wsl_zoo.encoders.lora import (
+    LoRAConv2d,
+    LoRALinear,
+    adapt,
+    fold,
+    lora_parameters,
+    merge,
+    unmerge,
+)
 from wsl_zoo.encoders.mlp import MLPEncoder
 from wsl_zoo.encoders.recompute import recomputed
 from wsl_zoo.encoders.timm import Encoder
 
-__all__ = ["Encoder", "FeatureBank", "FeatureCache", "MLPEncoder", "average_norms", "recomputed"]
+__all__ = [
+    "Encoder",
+    "FeatureBank",
+    "FeatureCache",
+    "LoRAConv2d",
+    "LoRALinear",
+    "MLPEncoder",
+    "adapt",
+    "average_norms",
+    "fold",
+    "lora_parameters",
+    "merge",
+    "recomputed",
+    "unmerge",
+]
