@@ -300,7 +300,7 @@ class MapWriter(Callback):
 
 def grey_levels(image: torch.Tensor, levels: int) -> np.ndarray:
     """Return an image (C, H, W) in [0, 1] as uint8 (`levels` 255) or uint16 (65535)."""
-    rounded = (image.double() * levels).round().cpu().numpy()
+    rounded = (image.float() * levels).round().cpu().numpy()
     return np.asarray(rounded, dtype=np.uint8 if levels == np.iinfo(np.uint8).max else np.uint16)
 
 

@@ -5,7 +5,8 @@ r"""Lay results of super-resolution side by side: every network of a pipeline, w
         --where source=clean
 
 The low-resolution image is the mean of s x s pixels of the picture given, or of another frame of
-the same field (`--low data/W2S/noisy/029_0.png`). All see the whole picture; a part of it is shown.
+the same field (`--low data/W2S/noisy/029_0.png`). A part is shown, with its PSNR; networks see 16
+pixels of low resolution around it.
 """
 
 import argparse
@@ -20,6 +21,8 @@ from wsl_zoo.data.pixels import read_pixels
 from wsl_zoo.methods import SuperResolver
 from wsl_zoo.metrics.superres import image_psnr
 from wsl_zoo.runs import RESULTS, runs_below
+
+AROUND = 16  # pixels of low resolution that networks see around the part
 
 
 def lowered(image: np.ndarray, scale: int) -> np.ndarray:
@@ -43,6 +46,7 @@ def main() -> None:
     wanted = dict(pair.split("=", 1) for pair in options.where)
     top, left, side = options.part
     target = read_pixels(options.image)
+    part = target[:, top : top + side, left : left + side]
     levels = float(np.iinfo(target.dtype).max)
     shown: dict[str, tuple[np.ndarray, str]] = {}
     for folder, job in runs_below(options.folder, RESULTS):
@@ -52,15 +56,20 @@ def main() -> None:
         model = load(folder / "checkpoints" / f"{options.checkpoint}.ckpt")
         assert isinstance(model, SuperResolver)
         source = target if options.low is None else read_pixels(options.low)
-        low = lowered(source, model.scale)
-        result = model.predict_image(low[0])[None]
-        images = (torch.from_numpy(x.astype(np.float64) / levels)[None] for x in (result, target))
-        caption = f"{cells['method']} {float(image_psnr(*images, border=model.border)):.2f}"
-        shown.setdefault("low", (low.repeat(model.scale, 1).repeat(model.scale, 2), "low"))
+        scale = model.scale
+        around = tuple(
+            slice(n // scale - AROUND, (n + side) // scale + AROUND) for n in (top, left)
+        )
+        low = lowered(source, scale)[:, *around]
+        inner = slice(AROUND * scale, AROUND * scale + side)
+        result = model.predict_image(low[0])[None, inner, inner]
+        images = (torch.from_numpy(x.astype(np.float64) / levels)[None] for x in (result, part))
+        caption = f"{cells['method']} {float(image_psnr(*images)):.2f}"
+        coarse = low.repeat(scale, 1).repeat(scale, 2)[:, inner, inner]
+        shown.setdefault("low", (coarse, "low resolution"))
         shown[cells["method"]] = (result, caption)
-    shown["target"] = (target, "target")
-    part = np.s_[:, top : top + side, left : left + side]
-    tiles = [[pictures.grey(image[part] / levels)] for image, _ in shown.values()]
+    shown["target"] = (part, "target")
+    tiles = [[pictures.grey(image / levels)] for image, _ in shown.values()]
     captions = [caption for _, caption in shown.values()]
     picture = pictures.grid(tiles, captions=captions, across=options.across)
     pictures.save(picture, options.out)

@@ -37,6 +37,20 @@ def by_hand(sr, target, window=19, sigma=1.5):
 # SSIM
 
 
+def test_the_negative_of_an_image_has_no_credit():
+    truth = images(2, 1, 24, 24).clamp(0.05, 1)
+    assert ssim(-truth, truth, luminance="published").mean() > 0.98
+    assert ssim(-truth, truth).mean() < -0.9
+    torch.testing.assert_close(ssim(truth, truth), torch.ones(len(truth)).to(truth))
+    shifted = (truth + 0.1 * truth.flip(-1)).requires_grad_()  # of one sign: nothing changes
+    both = [ssim(shifted, truth, luminance=kind).sum() for kind in ("positive", "published")]
+    assert torch.equal(*both)
+    assert torch.equal(*(torch.autograd.grad(loss, shifted)[0] for loss in both))
+    made = (-truth).requires_grad_()  # downhill from the negative is up: towards the image
+    (gradient,) = torch.autograd.grad(-ssim(made, truth).sum(), made)
+    assert gradient.mean() < 0
+
+
 @pytest.mark.parametrize(("window", "sigma"), [(19, 1.5), (11, 1.5), (5, 3.0), (1, 1.0)])
 def test_ssim_is_that_of_every_window(window, sigma):
     sr, target = images(2, 2, 13, 21), images(2, 2, 13, 21, seed=1)

@@ -5,10 +5,16 @@ all networks in SR-CACO-2 (NeurIPS 2024 Datasets and Benchmarks, arXiv 2406.0916
 Wang et al. (IEEE TIP 2004) with a window of 19 x 19 and images padded by zeros, which is not the
 metric's. Images are not clamped.
 
-Deviations from the published code: outputs of lower resolutions are compared with the true image
-brought down with antialiasing ("published": without, corners aligned, so that it is sampled off the
-pixels' grid and aliases); SSIM is computed from the difference of the images (the same value,
-without the cancellation), in float32 at least, and never in TF32, whose ten bits C2 drowns in.
+SSIM of an image and its negative is 1, since both its factors are -1: the published loss has a
+second valley there, with L2 alone, some hundredths of it, to speak against it. Networks without a
+skip from the image, whose first outputs may be negative, fall into it and stay.
+
+Deviations from the published code: structure has no credit where the means differ in sign
+(`luminance`; elsewhere nothing changes); outputs of lower resolutions are compared with the true
+image brought down with antialiasing ("published": without, corners aligned, so that it is sampled
+off the pixels' grid and aliases); SSIM is computed from the difference of the images (the same
+value, without the cancellation), in float32 at least, and never in TF32, whose ten bits C2 drowns
+in.
 """
 
 from __future__ import annotations
@@ -25,6 +31,7 @@ from wsl_zoo.losses.precision import at_least_float32
 
 PixelLoss = Literal["l2", "l1", "charbonnier"]
 StageTarget = Literal["antialias", "published"]
+Luminance = Literal["positive", "published"]
 
 C1, C2 = 1e-4, 9e-4
 """(0.01 L)^2 and (0.03 L)^2 for images of the range L = 1."""
@@ -62,6 +69,7 @@ def ssim(
     sigma: float = 1.5,
     c1: float = C1,
     c2: float = C2,
+    luminance: Luminance = "positive",
 ) -> Tensor:
     """Return the mean SSIM of every image, over channels and all pixels; differentiable.
 
@@ -76,18 +84,23 @@ def ssim(
         sigma: Of the Gaussian, in pixels.
         c1: C1, for images of range 1.
         c2: C2, likewise.
+        luminance: What counts where the first factor is negative, as the means differ in sign: that
+            factor alone ("positive"), or the product, which is 1 for the negative ("published").
 
     Returns:
         `(B,)` in [-1, 1], at least float32, computed outside autocast.
 
     Raises:
-        ValueError: Images of two shapes, an even window, or a sigma that is not positive.
+        ValueError: Images of two shapes, an even window, a sigma that is not positive, or another
+            `luminance`.
     """
     _check_pair(sr, target)
     if window < 1 or window % 2 == 0:
         raise ValueError(f"window={window} must be odd and positive, so that it has a middle")
     if not sigma > 0:
         raise ValueError(f"sigma={sigma} must be positive")
+    if luminance not in ("positive", "published"):
+        raise ValueError(f'luminance={luminance!r} must be "positive" or "published"')
     gauss = [math.exp(-0.5 * (k / sigma) ** 2) for k in range(-(window // 2), window // 2 + 1)]
     weights = tuple(weight / sum(gauss) for weight in gauss)
     with torch.autocast(sr.device.type, enabled=False):
@@ -99,7 +112,11 @@ def ssim(
         # The rounding of outputs far from [0, 1] exceeds C2: hold what it can push out of bounds.
         variances, var_d = (x.clamp(min=0) for x in (squares - power, square_d - mean_d**2))
         structure = (1 - var_d / (variances + c2)).clamp(min=-1)
-        return ((1 - mean_d**2 / (power + c1)) * structure).mean(dim=(1, 2, 3))
+        brightness = 1 - mean_d**2 / (power + c1)
+        similarity = brightness * structure
+        if luminance == "positive":
+            similarity = torch.where(brightness < 0, brightness, similarity)
+        return similarity.mean(dim=(1, 2, 3))
 
 
 def pixel_loss(sr: Tensor, target: Tensor, kind: PixelLoss = "l2") -> Tensor:
@@ -169,6 +186,7 @@ def restoration_terms(
     ssim_weight: float = 5.0,
     window: int = 19,
     stage_targets: StageTarget = "antialias",
+    luminance: Luminance = "positive",
 ) -> dict[str, Tensor]:
     """Return the weighted terms, each averaged over the stages: their sum is the loss.
 
@@ -183,6 +201,7 @@ def restoration_terms(
         ssim_weight: Weight of "ssim", which enters with a minus sign; published: 5.
         window: Of SSIM.
         stage_targets: How the target is brought to the size of a smaller stage.
+        luminance: Of SSIM.
 
     Raises:
         ValueError: No stage, no weight, or what the terms raise.
@@ -198,7 +217,9 @@ def restoration_terms(
         each = torch.stack([pixel_loss(sr, truth, pixel) for sr, truth in pairs])
         terms[pixel] = pixel_weight * each.mean()
     if ssim_weight != 0:
-        each = torch.stack([ssim(sr, truth, window).mean() for sr, truth in pairs])
+        each = torch.stack(
+            [ssim(sr, truth, window, luminance=luminance).mean() for sr, truth in pairs]
+        )
         terms["ssim"] = -ssim_weight * each.mean()
     return terms
 

@@ -9,11 +9,13 @@ One method for the sixteen networks of the benchmark, which stand in `networks/`
 interpolation, which has nothing to learn. Networks whose levels end at lower resolutions are judged
 there against the target made smaller.
 
-Deviations (each has its published form): a level's target is made smaller by antialiased bicubic
-interpolation (`stage_targets="published"`: without antialiasing, its corners aligned, which moves
-its pixels); the rate halves every 30 epochs (`schedule_interval="step"`: every 30 steps, as the
-published code does, which is at 1e-4 after 210); an image without a region of interest is left out
-of the metrics of regions (`empty_roi="floor"`: it counts 498 dB).
+Deviations (each has its published form): SSIM gives no credit for the negative of an image, in
+which networks without a skip from the image may be caught (`ssim_luminance="published"` does); a
+level's target is made smaller by antialiased bicubic interpolation (`stage_targets="published"`:
+without antialiasing, its corners aligned, which moves its pixels); the rate halves every 30 epochs
+(`schedule_interval="step"`: every 30 steps, as the published code does, which is at 1e-4 after
+210); an image without a region of interest is left out of the metrics of regions
+(`empty_roi="floor"`: it counts 498 dB).
 """
 
 from __future__ import annotations
@@ -54,6 +56,7 @@ class SuperResolver(Trained):
         pixel_weight: Its weight; 0: without.
         ssim_weight: Weight of -SSIM; 0: without.
         ssim_window: Side of SSIM's window in the loss, odd.
+        ssim_luminance: "published" also gives credit for the negative of an image; see `ssim`.
         stage_targets: How the target of a lower resolution is made: "antialias" or "published".
         border: Pixels at high resolution that metrics leave out at each side; None: s, published.
         roi_thresholds: Regions of interest hold the pixels of the target that reach a grey level,
@@ -90,6 +93,7 @@ class SuperResolver(Trained):
         pixel_weight: float = 1.0,
         ssim_weight: float = 5.0,
         ssim_window: int = 19,
+        ssim_luminance: Literal["positive", "published"] = "positive",
         stage_targets: Literal["antialias", "published"] = "antialias",
         border: int | None = None,
         roi_thresholds: list[int] | None = [4, 5, 6, 7, 8, 9, 10],  # noqa: B006  (never changed)
@@ -176,6 +180,7 @@ class SuperResolver(Trained):
             ssim_weight=h["ssim_weight"],
             window=h["ssim_window"],
             stage_targets=h["stage_targets"],
+            luminance=h["ssim_luminance"],
         )
 
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
