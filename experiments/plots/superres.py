@@ -22,6 +22,7 @@ from wsl_zoo.methods import SuperResolver
 from wsl_zoo.metrics.superres import image_psnr
 from wsl_zoo.runs import RESULTS, runs_below
 
+TILE = 144  # height of a part in the picture
 AROUND = 16  # pixels of low resolution that networks see around the part
 
 
@@ -71,7 +72,7 @@ def main() -> None:
     shown["target"] = (part, "target")
     tiles = [[pictures.grey(image / levels)] for image, _ in shown.values()]
     captions = [caption for _, caption in shown.values()]
-    picture = pictures.grid(tiles, captions=captions, across=options.across)
+    picture = pictures.grid(tiles, captions=captions, tile=TILE, across=options.across)
     pictures.save(picture, options.out)
 
 

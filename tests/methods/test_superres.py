@@ -58,6 +58,13 @@ def test_options_of_the_loss_reach_it():
     narrow = model_of(pixel_weight=0.0, ssim_window=11)
     (term,) = narrow.loss(batch, output).values()
     torch.testing.assert_close(term, -5 * ssim(output.sr, batch["target"], window=11).mean())
+    output.sr = -batch["target"]
+    ours, published = (
+        model_of(ssim_luminance=kind).loss(batch, output)["ssim"].item()
+        for kind in ("positive", "published")
+    )
+    assert published < -4
+    assert ours > 4
 
 
 def test_every_level_of_a_progressive_network_is_judged():

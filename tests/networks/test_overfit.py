@@ -11,14 +11,14 @@ SMALL = {
     "SRCNN": ({"widths": [64, 32]}, 1e-2, 400, 0.5),
     "VDSR": ({"width": 16, "depth": 6}, 3e-3, 200, 3.0),
     "DRRN": ({"width": 16, "units": 4}, 3e-3, 200, 1.5),
-    "MemNet": ({"width": 12, "blocks": 2, "recursions": 2, "residuals": 2}, 3e-3, 150, 5.0),
+    "MemNet": ({"width": 12, "blocks": 2, "recursions": 2, "residuals": 2}, 3e-3, 250, 4.0),
     "NLSN": ({"width": 24, "blocks": 4, "every": 2, "chunk": 36}, 2e-3, 200, 4.0),
     "DFCAN": ({"width": 16, "groups": 2, "blocks": 2, "reduction": 4}, 3e-3, 200, 4.0),
     "SwinIR": ({"width": 24, "depths": [2, 2], "heads": 2, "window": 4}, 3e-3, 400, 0.5),
     "EDSRLIIF": ({"width": 16, "blocks": 4, "hidden": [64, 64]}, 3e-3, 200, 3.0),
     "ENLCN": ({"width": 24, "blocks": 4, "every": 2, "features": 32}, 2e-3, 200, 2.5),
     "GRL": (
-        {"width": 72, "depths": [2], "heads": 3, "window": 4, "stripe": [4, 4]}, 2e-3, 200, 1.0
+        {"width": 72, "depths": [2], "heads": 3, "window": 4, "stripe": [4, 4]}, 2e-3, 250, 1.0
     ),
     "ACT": (
         {"width": 16, "depth": 2, "heads": 4, "blocks": 1, "reduction": 4, "fusions": 1},
