@@ -96,7 +96,7 @@ def arguments_of_checkpoint(checkpoint: Mapping[str, Any]) -> list[str]:
 def arguments_of_images(checkpoint: Mapping[str, Any], images: str) -> list[str]:
     """Return the data module that predicts on a folder of images with a checkpoint."""
     hparams = checkpoint["hyper_parameters"]
-    if "scale" in hparams:
+    if "num_classes" not in hparams:  # super-resolution
         init_args = {
             "scale": hparams["scale"], "channels": hparams["in_chans"], "predict_images": images
         }  # fmt: skip

@@ -14,22 +14,15 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from torch.nn import functional as F
 
 from wsl_zoo import load, pictures
-from wsl_zoo.data.pixels import read_pixels
+from wsl_zoo.data.pixels import downsample, read_pixels
 from wsl_zoo.methods import SuperResolver
 from wsl_zoo.metrics.superres import image_psnr
 from wsl_zoo.runs import RESULTS, runs_below
 
 TILE = 144  # height of a part in the picture
 AROUND = 16  # pixels of low resolution that networks see around the part
-
-
-def lowered(image: np.ndarray, scale: int) -> np.ndarray:
-    """Return the mean of s x s pixels of (1, H, W), of its type."""
-    means = F.avg_pool2d(torch.from_numpy(image.astype(np.float64)), scale)
-    return np.asarray(means.round().numpy().astype(image.dtype))
 
 
 def main() -> None:
@@ -61,7 +54,7 @@ def main() -> None:
         around = tuple(
             slice(n // scale - AROUND, (n + side) // scale + AROUND) for n in (top, left)
         )
-        low = lowered(source, scale)[:, *around]
+        low = downsample(source, scale)[:, *around]
         inner = slice(AROUND * scale, AROUND * scale + side)
         result = model.predict_image(low[0])[None, inner, inner]
         images = (torch.from_numpy(x.astype(np.float64) / levels)[None] for x in (result, part))

@@ -4,29 +4,29 @@
 
 To be run from the root of the repository; it writes `experiments/superres/<network>_x<scale>.yaml`.
 The recipe is the benchmark's for all of them: 128-pixel crops, batches of 8, 100 epochs, SGD with
-rate 0.01, L2 - 5 SSIM. A setting in which a network differs stands in `NETWORKS`.
+rate 0.01, L2 - 5 SSIM.
 """
 
 from pathlib import Path
 
-# File stem -> class, how it is written, and arguments of its own, in the order of the benchmark.
-NETWORKS: dict[str, tuple[str, str, dict[str, str]]] = {
-    "srcnn": ("SRCNN", "SRCNN", {}),
-    "vdsr": ("VDSR", "VDSR", {}),
-    "drrn": ("DRRN", "DRRN", {}),
-    "memnet": ("MemNet", "MemNet", {}),
-    "nlsn": ("NLSN", "NLSN", {}),
-    "dfcan": ("DFCAN", "DFCAN", {}),
-    "swinir": ("SwinIR", "SwinIR", {}),
-    "edsr_liif": ("EDSRLIIF", "EDSR-LIIF", {}),
-    "enlcn": ("ENLCN", "ENLCN", {}),
-    "grl": ("GRL", "GRL", {}),
-    "act": ("ACT", "ACT", {}),
-    "omni_sr": ("OmniSR", "Omni-SR", {}),
-    "dbpn": ("DBPN", "DBPN", {}),
-    "srfbn": ("SRFBN", "SRFBN", {}),
-    "prosr": ("ProSR", "ProSR", {}),
-    "mslapsrn": ("MSLapSRN", "MS-LapSRN", {}),
+# File stem -> class, and how it is written, in the order of the benchmark.
+NETWORKS: dict[str, tuple[str, str]] = {
+    "srcnn": ("SRCNN", "SRCNN"),
+    "vdsr": ("VDSR", "VDSR"),
+    "drrn": ("DRRN", "DRRN"),
+    "memnet": ("MemNet", "MemNet"),
+    "nlsn": ("NLSN", "NLSN"),
+    "dfcan": ("DFCAN", "DFCAN"),
+    "swinir": ("SwinIR", "SwinIR"),
+    "edsr_liif": ("EDSRLIIF", "EDSR-LIIF"),
+    "enlcn": ("ENLCN", "ENLCN"),
+    "grl": ("GRL", "GRL"),
+    "act": ("ACT", "ACT"),
+    "omni_sr": ("OmniSR", "Omni-SR"),
+    "dbpn": ("DBPN", "DBPN"),
+    "srfbn": ("SRFBN", "SRFBN"),
+    "prosr": ("ProSR", "ProSR"),
+    "mslapsrn": ("MSLapSRN", "MS-LapSRN"),
 }
 SCALES = (2, 4, 8)
 TEMPLATE = """\
@@ -35,7 +35,7 @@ seed_everything: 0
 model:
   class_path: wsl_zoo.methods.SuperResolver
   init_args:
-    network: {network}{own}
+    network: {network}
     scale: {scale}
     pixel_loss: l2
     ssim_weight: 5.0
@@ -67,10 +67,9 @@ trainer:
 def configs() -> dict[str, str]:
     """Return the text of every config by its file name."""
     found = {}
-    for stem, (network, title, arguments) in NETWORKS.items():
-        own = "".join(f"\n    {key}: {value}" for key, value in arguments.items())
+    for stem, (network, title) in NETWORKS.items():
         for scale in SCALES:
-            text = TEMPLATE.format(title=title, scale=scale, network=network, own=own)
+            text = TEMPLATE.format(title=title, scale=scale, network=network)
             found[f"{stem}_x{scale}.yaml"] = text
     return found
 

@@ -96,7 +96,7 @@ def main(args: Sequence[str] | None = None) -> None:
         for part in patch_of(options.root / "clean" / f"{FIELD}.png", SIDE, options.scale)
     )
     table = Table("network", "before, dB over bicubic", f"after {options.steps} steps", "seconds")
-    for name, title, _ in NETWORKS.values():
+    for name, title in NETWORKS.values():
         if options.networks and title not in options.networks:
             continue
         found = row(name, {}, image, target, options.steps, options.lr)

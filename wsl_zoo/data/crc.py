@@ -26,10 +26,8 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from pytorch_lightning.utilities import rank_zero_warn
-
 from wsl_zoo.data.base import ZooDataModule
-from wsl_zoo.data.folds import shuffled
+from wsl_zoo.data.folds import shuffled, warn_unless_whole
 from wsl_zoo.data.manifest import DataError, Record, Splits
 from wsl_zoo.data.ordinal import read_class_folders
 from wsl_zoo.data.synthetic import class_counts
@@ -137,20 +135,3 @@ def draw_stratified(names: Mapping[str, Sequence[str]], fraction: float, seed: i
     for (name, own), count in zip(names.items(), counts, strict=True):
         drawn.update(shuffled(own, f"crc-{seed}-{name}")[:count])
     return drawn
-
-
-def warn_unless_whole(root: Path, found: Mapping[str, int], published: Mapping[str, int]) -> None:
-    """Warn of a set that is not the published one, so that its splits or numbers are others.
-
-    Args:
-        root: Of the set.
-        found: How many there are of what `published` counts.
-        published: How many there should be.
-    """
-    other = [
-        f"{found.get(what, 0):,} {what} (published: {number:,})"
-        for what, number in published.items()
-        if found.get(what, 0) != number
-    ]
-    if other:
-        rank_zero_warn(f"{root} is not the whole published set: {', '.join(other)}")

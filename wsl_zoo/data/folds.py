@@ -5,9 +5,11 @@ from __future__ import annotations
 import os
 import random
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
 
 import torch
+from pytorch_lightning.utilities import rank_zero_warn
 from torch import Tensor
 
 
@@ -135,3 +137,20 @@ def one_of_each(groups: Sequence[str], count: int, seed: str) -> Tensor:
     for s in range(count):
         subset[[rng.choice(own) for own in rows.values()], s] = True
     return subset
+
+
+def warn_unless_whole(root: Path, found: Mapping[str, int], published: Mapping[str, int]) -> None:
+    """Warn of a set that is not the published one, so that its splits or numbers are others.
+
+    Args:
+        root: Of the set, or its list.
+        found: How many there are of what `published` counts.
+        published: How many there should be.
+    """
+    other = [
+        f"{found.get(what, 0):,} {what} (published: {number:,})"
+        for what, number in published.items()
+        if found.get(what, 0) != number
+    ]
+    if other:
+        rank_zero_warn(f"{root} is not the whole published set: {', '.join(other)}")

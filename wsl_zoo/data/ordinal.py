@@ -26,11 +26,9 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, ClassVar, Literal, get_args
 
-from pytorch_lightning.utilities import rank_zero_warn
-
 from wsl_zoo.data.base import IMAGE_SUFFIXES, ZooDataModule
 from wsl_zoo.data.dataset import RecordSource
-from wsl_zoo.data.folds import fifths, one_fold, require_number, shuffled
+from wsl_zoo.data.folds import fifths, one_fold, require_number, shuffled, warn_unless_whole
 from wsl_zoo.data.manifest import DataError, Record, Splits, suggestion, validate
 
 GRADES = ("Normal", "Benign", "InSitu", "Invasive")
@@ -117,7 +115,7 @@ class OrdinalImages(ZooDataModule):
             problems += [text for text in error.problems if not text.startswith(unsaid)]
         if problems:
             raise DataError(what, problems)
-        self._compare(records)
+        warn_unless_whole(self.images, self.count(records), self.published)
         return {name: RecordSource(split) for name, split in splits.items()}
 
     def _dealt(self, records: Sequence[Record], problems: list[str]) -> Splits:
@@ -135,17 +133,6 @@ class OrdinalImages(ZooDataModule):
         for record in records:
             splits[split_of[unit_of(record)]].append(record)
         return splits
-
-    def _compare(self, records: Sequence[Record]) -> None:
-        """Warn of a set that is not the published one, and whose splits are others therefore."""
-        found = self.count(records)
-        other = [
-            f"{found.get(what, 0):,} {what} (published: {number:,})"
-            for what, number in self.published.items()
-            if found.get(what, 0) != number
-        ]
-        if other:
-            rank_zero_warn(f"{self.images} is not the whole published set: {', '.join(other)}")
 
 
 class ICIARData(OrdinalImages):

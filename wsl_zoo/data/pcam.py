@@ -28,7 +28,7 @@ from typing import Any, TypeVar
 import numpy as np
 
 from wsl_zoo.data.base import ZooDataModule
-from wsl_zoo.data.crc import warn_unless_whole
+from wsl_zoo.data.folds import warn_unless_whole
 from wsl_zoo.data.manifest import DataError, Verify, decided
 from wsl_zoo.data.transforms import Sample
 

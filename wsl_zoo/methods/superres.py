@@ -155,18 +155,18 @@ class SuperResolver(Trained):
         image = batch["image"]
         tile = self.hparams["tile"]
         if not self.training and tile is not None and max(image.shape[-2:]) > tile:
-            return Output(sr=torch.stack([self._tiled(one) for one in image]))
+            return Output(sr=torch.stack([self._enlarged(one) for one in image]))
         *before, last = self.network.stages(image)
         return Output(sr=last, extra={f"stage_{i}": stage for i, stage in enumerate(before)})
 
-    def _tiled(self, image: Tensor) -> Tensor:
-        """Return (C, s h, s w) of one image, window by window."""
+    def _enlarged(self, image: Any, out: np.ndarray | None = None) -> Any:
+        """Return (C, s h, s w) of one image (C, h, w), in windows if there is a `tile`."""
         tile, overlap = self.hparams["tile"], self.hparams["tile_overlap"]
-        enlarged = enlarge_tiled(
-            self.network, image, self.scale, tile=tile, overlap=overlap, device=self.device
+        if tile is None:
+            tile, overlap = max(image.shape[-2:]), 0
+        return enlarge_tiled(
+            self.network, image, self.scale, tile=tile, overlap=overlap, device=self.device, out=out
         )
-        assert isinstance(enlarged, Tensor)
-        return enlarged
 
     def loss(self, batch: Batch, output: Output) -> dict[str, Tensor]:
         """Return the terms of pixels and of SSIM, each the mean over the stages."""
@@ -254,16 +254,11 @@ class SuperResolver(Trained):
             flat = channels == 1
         else:
             pixels = _planes(image, channels)
-        tile = self.hparams["tile"] or max(pixels.shape[1:])
         out = np.empty(
             (channels, self.scale * pixels.shape[1], self.scale * pixels.shape[2]), pixels.dtype
         )
-        with torch.no_grad(), evaluating(self):
-            enlarge_tiled(
-                self.network, pixels, self.scale, tile=tile,
-                overlap=self.hparams["tile_overlap"] if self.hparams["tile"] else 0,
-                device=self.device, out=out,
-            )  # fmt: skip
+        with evaluating(self):
+            self._enlarged(pixels, out)
         return out[0] if flat else out.transpose(1, 2, 0)
 
 
