@@ -15,6 +15,8 @@ from tests.cases.networks import TINY as NETWORKS
 from tests.cases.stages import filled_classifier
 from wsl_zoo import catalogue
 from wsl_zoo.cli import run_trainer
+from wsl_zoo.data.reports import Report
+from wsl_zoo.data.texts import Pairs, write_pairing
 
 CONFIGS = [e.name for e in catalogue.configs() if not e.name.startswith("pipelines/")]
 LINES = 40
@@ -76,6 +78,17 @@ def tiny_rows(kind: type, folder: Path) -> dict[str, Any]:
     return {"class_path": "wsl_zoo.data.TableData", "init_args": arguments}
 
 
+def tiny_pairing(folder: Path, data: wsl_zoo.data.ZooDataModule, dim: int) -> str:
+    """Every image of a data module paired with one of two reports."""
+    reports = [Report("no tumour", "0"), Report("tumour", "1")]
+    pairs = {}
+    for split, source in data.sources.items():
+        names = data.image_names(source)
+        pairs[split] = Pairs(names, torch.arange(len(names)) % 2, torch.ones(len(names)))
+    features = torch.randn(2, dim, generator=torch.Generator().manual_seed(0))
+    return str(write_pairing(folder / "pairs", reports, features, pairs, b"", {}))
+
+
 def tiny_config(name: str, folder: Path) -> Path:
     """The config with a tiny encoder that starts from nothing, and small scenes as its data."""
     config = yaml.safe_load(catalogue.config_path(name).read_text(encoding="utf-8"))
@@ -99,9 +112,11 @@ def tiny_config(name: str, folder: Path) -> Path:
         path.write_text(yaml.safe_dump(config), encoding="utf-8")
         return path
     encoder = "test_vit" if TRANSFORMER.search(model.get("encoder", "")) else "test_resnet"
-    for key, value in {"encoder": encoder, "pretrained": False, "weights": None}.items():
-        model[key] = value
-    for key in ("stride", "stride_mode", "form", "img_size"):
+    reads_images = not config["model"]["class_path"].endswith("ReportClassifier")
+    if reads_images:
+        for key, value in {"encoder": encoder, "pretrained": False, "weights": None}.items():
+            model[key] = value
+    for key in ("stride", "stride_mode", "form", "img_size", "lora_targets"):
         model.pop(key, None)
     small = 48 if "decoder_args" not in model else 96  # a decoder over levels that do not vanish
     data = {"train": 8, "val": 8, "test": 8, "image_size": small, "batch_size": 4}
@@ -120,6 +135,11 @@ def tiny_config(name: str, folder: Path) -> Path:
             (bool(model.get("negatives")) or model.get("variant", "glas") != "glas"),
         )
     config["data"] = {"class_path": f"wsl_zoo.data.{kind}", "init_args": data}
+    if "text_dim" in model:
+        model["text_dim"] = 8
+        model["pairs"] = tiny_pairing(folder, getattr(wsl_zoo.data, kind)(**data), 8)
+        if reads_images:
+            model["classifier"] = None
     stage1 = next((key for key in ("classifier", "source") if key in model), None)
     if stage1 is not None:
         names = getattr(wsl_zoo.data, kind)(**data).class_names

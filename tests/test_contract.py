@@ -36,7 +36,7 @@ def batch_of(case, model, split="train", count=4, **data):
     batch = dataset.collate([dataset[i] for i in range(count)])
     if "target" in batch:
         return module.on_after_batch_transfer(batch, 0)
-    if "image" in batch:
+    if "image" in batch and hasattr(model, "encoder"):
         batch["raw"] = batch["image"]
         batch["image"] = normalize(batch["raw"], model.encoder.mean, model.encoder.std)
     return batch

@@ -39,7 +39,9 @@ ALLOWED: dict[str, set[str]] = {
     "catalogue": set(),
     "types": set(),
     "files": set(),
-    "pairing": {"files"},
+    "options": {"roundstate"},
+    "embedding": INNER,
+    "pairing": INNER | {"embedding"},
     "acquisition": set(),
     "colors": set(),
     **{part: {"types", "files"} for part in MIDDLE},
@@ -51,14 +53,17 @@ ALLOWED: dict[str, set[str]] = {
     "tiling": set(),
     "methods": INNER | {"prediction", "schedules", "checkpoints", "tiling"},
     **{part: BELOW_CLI for part in OUTER},
+    "protocols": BELOW_CLI | {"options"},
     "rounds": BELOW_CLI | {"arguments"},
+    "pair": BELOW_CLI | {"arguments", "pairing"},
     "arguments": BELOW_CLI,
     "cli": BELOW_CLI | {"arguments"},
     "exam_features": BELOW_CLI | {"arguments"},
     "demo": BELOW_CLI | {"arguments", "cli"},
     "video": BELOW_CLI | {"arguments"},
     "__init__": BELOW_CLI | {"arguments", "cli"},
-    "__main__": BELOW_CLI | {"arguments", "cli", "demo", "video", "exam_features", "__init__"},
+    "__main__": BELOW_CLI
+    | {"arguments", "cli", "demo", "video", "exam_features", "pair", "__init__"},
 }
 MAY_DRAW = {"callbacks", "reports", "demo", "video", "methods/base.py"}  # who may import `pictures`
 

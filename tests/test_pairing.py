@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch.nn import functional as F
 
-from wsl_zoo.pairing import nearest_reports, write_pairs
+from wsl_zoo.pairing import cosines, dealt_anew, nearest_reports
 
 
 def made(images=50, reports=30, dim=16, seed=0):
@@ -83,15 +83,26 @@ def test_no_images_have_no_pairs():
     assert len(index) == len(cosine) == 0
 
 
-def test_pairs_are_written_with_names(tmp_path):
-    index, cosine = torch.tensor([1, 0]), torch.tensor([0.5, 0.25])
-    path = write_pairs(
-        tmp_path / "a" / "pairs.csv", ["x, 1.png", "y.png"], index, cosine, ["p", "q"]
-    )
-    assert path.read_text(encoding="utf-8").splitlines() == [
-        "image,report,similarity", '"x, 1.png",q,0.500000', "y.png,p,0.250000",
-    ]  # fmt: skip
-    with pytest.raises(ValueError, match=r"two images are called 'y\.png'"):
-        write_pairs(path, ["y.png", "y.png"], index, cosine, ["p", "q"])
-    with pytest.raises(ValueError, match="1 names for 2 pairs"):
-        write_pairs(path, ["y.png"], index, cosine, ["p", "q"])
+@pytest.mark.parametrize("block", [1, 100, 10_000])
+def test_cosines_are_those_of_the_pairs_that_are_given(block):
+    images, reports = made()
+    index = torch.randint(30, (50,), generator=torch.Generator().manual_seed(3))
+    expected = [
+        (x @ reports[j].double() / (x.norm() * reports[j].double().norm())).item()
+        for x, j in zip(images.double(), index, strict=True)
+    ]
+    found = cosines(images, reports, index, block)
+    assert found.dtype == torch.float64
+    torch.testing.assert_close(found.tolist(), expected, rtol=0, atol=1e-14)
+    best, value = nearest_reports(images, reports)
+    torch.testing.assert_close(cosines(images, reports, best), value, rtol=0, atol=1e-14)
+    assert len(cosines(images[:0], reports, index[:0])) == 0
+
+
+def test_dealing_anew_keeps_how_often_each_report_is_used():
+    index = torch.arange(100) // 4
+    dealt = dealt_anew(index, seed=1)
+    assert torch.equal(dealt.bincount(), index.bincount())
+    assert (dealt == index).sum() < 20  # 4 are expected
+    assert torch.equal(dealt, dealt_anew(index, seed=1))
+    assert not torch.equal(dealt, dealt_anew(index, seed=2))

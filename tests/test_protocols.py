@@ -466,6 +466,139 @@ def test_arguments_of_one_method(tmp_path):
         protocols.read_pipeline(path, ["--FCAM:lr", "1"])
 
 
+PAIRED = {
+    "CLIP-IT": {"model.pairs": "{pairing:pairs}"},
+    "pairing": {
+        "command": "pair", "config": "cam/glas", "reports": "my reports.txt", "encoder": "tiny",
+        "shuffle": 1, "data.x": [1, 2],
+    },
+}  # fmt: skip
+
+
+def test_a_pairing_is_a_run_of_pair(tmp_path):
+    vary = {"data.marker": ["A"], "data.scale, model.scale": [2], "model.lr": [0.1]}
+    extra = [
+        "--data.root", "a b", "-c", "more.yaml", "--trainer.max_epochs", "1", "--database", "x",
+        "--pairing:reports", "other.txt", "--data=FolderData", "--CLIP-IT:model.x", "2",
+    ]  # fmt: skip
+    path = write_grid(tmp_path, methods=PAIRED, seeds=[5], folds=[3], vary=vary)
+    first, second = protocols.read_pipeline(path, extra)
+    assert first.command == "pair"
+    assert first.args == [
+        "--config", "cam/glas", "--data.fold", "3", "--data.marker", "A", "--data.scale", "2",
+        "--reports", "my reports.txt", "--encoder", "tiny", "--shuffle", "1", "--data.x", "[1, 2]",
+        "--data.root", "a b", "--reports", "other.txt", "--data=FolderData",
+    ]  # fmt: skip
+    place = Path("markerA", "scale2", "lr0.1", "seed5", "fold3")
+    assert first.folder == tmp_path / "out" / "pairing" / place
+    assert second.command == "fit"
+    assert second.needs == {first.folder}
+    assert second.inputs == {"{pairing:pairs}": first.folder / "pairs" / "pairing.json"}
+    assert value_after("--model.lr", second.args) == "0.1"
+    assert second.args[-9:] == [
+        "-c", "more.yaml", "--trainer.max_epochs", "1", "--database", "x", "--data=FolderData",
+        "--model.x", "2",
+    ]  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("methods", "message"),
+    [
+        ({"A": {"command": "piar"}}, "'A' has the unknown command 'piar'; did you mean 'pair'"),
+        (
+            {"A": {"command": "pair", "rounds": {"count": 1}}},
+            "'A' is a pair, which has no 'rounds'",
+        ),
+        ({"A": {"command": "pair", "test": ["last"]}}, "'A' is a pair, which has no 'test'"),
+        (
+            {"A": {"command": "pair"}, "B": {"model.x": "{A:best_cl}"}},
+            "'B' refers to the unknown part of a pairing 'best_cl'; there are: pairs",
+        ),
+        (
+            {"A": {}, "B": {"model.x": "{A:pairs}"}},
+            "'B' refers to the unknown checkpoint 'pairs'; there are: best_cl",
+        ),
+    ],
+)
+def test_wrong_pairings_are_refused(tmp_path, methods, message):
+    with pytest.raises(ValueError, match=message):
+        protocols.read_pipeline(write_grid(tmp_path, methods=methods))
+
+
+class PairLauncher(Launcher):
+    """Stands for `pair` too: writes a pairing."""
+
+    content = "pairs"
+
+    def __call__(self, command, log):
+        if command[1] != "pair":
+            return super().__call__(command, log)
+        self.commands.append(list(command))
+        folder = Path(value_after("--out", command))
+        assert folder == log.parent / "pairs"
+        if "pair" in self.fails:
+            log.write_text("no such file\n")
+            return 1
+        folder.mkdir(exist_ok=True)
+        (folder / "pairing.json").write_text(f"{folder.parent.name}: {self.content}")
+        return 0
+
+    def names(self):
+        return [command[1] for command in self.commands]
+
+
+def test_pairings_run_first_and_are_skipped_refused_and_left_out_of_the_table(
+    tmp_path, monkeypatch, capsys
+):
+    launcher = PairLauncher()
+    monkeypatch.setattr(jobs, "launch", launcher)
+    path = write_grid(tmp_path, methods=PAIRED, folds=None)
+    root = tmp_path / "out"
+    launcher.fails = {"pair"}
+    assert main(["run", str(path)]) == 1
+    assert "2 of 4 runs failed, 2 wait for them" in capsys.readouterr().err
+    launcher.fails.clear()
+    launcher.commands.clear()
+    assert main(["run", str(path), "--data.root", "r"]) == 1  # not as it was begun
+    assert "pairing/seed0 was run with other arguments" in capsys.readouterr().err
+    assert main(["run", str(path)]) == 0
+    assert launcher.names() == ["pair", "pair", "fit", "fit"]
+    for seed in (0, 1):
+        pair, fit = launcher.commands[seed], launcher.commands[2 + seed]
+        place = root / "pairing" / f"seed{seed}" / "pairs"
+        assert pair[-4:] == ["--out", str(place), "--cache", str(root / "cache")]
+        assert value_after("--model.pairs", fit) == str(place / "pairing.json")
+        record = json.loads((place.parent / JOB).read_text())
+        assert record["finished"]
+        assert record["cells"] == {"method": "pairing", "seed": seed}
+    capsys.readouterr()
+    assert main(["table", str(root)]) == 0
+    for table in ("summary.md", "results.csv"):
+        text = (root / table).read_text()
+        assert "CLIP-IT" in text
+        assert "pairing" not in text
+    assert set(reports.collect(root)["method"]) == {"CLIP-IT"}
+    assert main(["run", str(path)]) == 0
+    assert capsys.readouterr().out.count("finished before") == 4
+    (root / "pairing" / "seed1" / "pairs" / "pairing.json").write_text("seed1: others")
+    assert main(["run", str(path)]) == 1
+    assert "CLIP-IT/seed1 was run from another {pairing:pairs}" in capsys.readouterr().err
+    assert len(launcher.commands) == 4
+
+
+def test_pairings_alone_have_no_table_and_may_have_a_cache_of_their_own(
+    tmp_path, monkeypatch, capsys
+):
+    launcher = PairLauncher()
+    monkeypatch.setattr(jobs, "launch", launcher)
+    path = write_grid(tmp_path, methods=PAIRED, folds=None, seeds=[0])
+    arguments = ["run", str(path), "--methods", "pairing", "--pairing:cache=elsewhere"]
+    assert main(arguments) == 0
+    (command,) = launcher.commands
+    assert command[-3:] == ["--cache=elsewhere", "--out", str(tmp_path / "out/pairing/seed0/pairs")]
+    assert "Mean" not in capsys.readouterr().out
+
+
 @pytest.mark.parametrize(
     "name", [e.name for e in catalogue.configs() if e.name.startswith("pipelines/")]
 )

@@ -88,6 +88,9 @@ def test_sgd_is_nesterov_where_there_is_momentum():
     adamw = make_optimizer(weights(), "adamw", 0.1, 0.9, 0.01)
     assert type(adamw) is torch.optim.AdamW
     assert [g["weight_decay"] for g in adamw.param_groups] == [0.01, 0.01]
+    adam = make_optimizer(weights(), "adam", 0.1, 0.9, 0.01)
+    assert type(adam) is torch.optim.Adam  # whose decay is part of the gradient
+    assert [g["weight_decay"] for g in adam.param_groups] == [0.01, 0.01]
 
 
 def test_bad_names_are_refused():

@@ -26,6 +26,7 @@ commands:
                            the same drawn on every frame of a video
   run      PIPELINE.yaml   many runs (method x seed x fold), also in stages, resumable
   features --out DIR       features of all exams by a frozen encoder, for data of mammograms
+  pair     --config F      the report that is nearest to each training image, for CLIP-IT
   table    DIR             results below DIR as CSV and Markdown, mean and standard deviation
   table    DIR --across marker
                            the same with the values of a column side by side, and their mean
@@ -38,7 +39,7 @@ options:
 Messages are short; set WSL_ZOO_TRACEBACK=1 to see where an error arose."""
 
 TRAINER_COMMANDS = ("fit", "validate", "test", "predict")
-COMMANDS = ("demo", *TRAINER_COMMANDS, "run", "features", "table", "list")
+COMMANDS = ("demo", *TRAINER_COMMANDS, "run", "features", "pair", "table", "list")
 
 
 def _list(args: Sequence[str]) -> None:
@@ -75,6 +76,10 @@ def dispatch(args: Sequence[str]) -> None:
         from wsl_zoo.exam_features import main as features
 
         features(rest)
+    elif command == "pair":
+        from wsl_zoo.pair import main as pair
+
+        pair(rest)
     elif command == "demo":
         from wsl_zoo.demo import demo
 

@@ -1,4 +1,4 @@
-"""One run of a pipeline: a `wsl-zoo fit` in a process of its own, recorded and resumable."""
+"""One run of a pipeline: a `wsl-zoo fit`, or `pair`, in a process of its own, with its record."""
 
 from __future__ import annotations
 
@@ -14,10 +14,13 @@ import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any, Literal, NoReturn
 
 from wsl_zoo.files import write_text
 from wsl_zoo.runs import JOB
+
+PAIRS = "pairs"
+"""Folder of the pairing below the run folder of a `pair`."""
 
 
 @dataclass(frozen=True)
@@ -28,11 +31,13 @@ class Job:
         root: The pipeline's output folder.
         folder: Its run folder below that.
         cells: What tells it apart: method, seed, fold.
-        args: Arguments of its `fit`.
-        inputs: Reference in `args` -> the checkpoint of another run that it stands for.
+        args: Arguments of its command.
+        inputs: Reference in `args` -> the checkpoint, or the pairing, of another run that it stands
+            for.
         order: Place of its method in the pipeline's file, and so in the table.
         rounds: Options of rounds of active learning, of many fits (see `wsl_zoo.rounds`); None: one
             fit.
+        command: What it runs.
     """
 
     root: Path
@@ -42,6 +47,7 @@ class Job:
     inputs: Mapping[str, Path] = field(default_factory=dict)
     order: int = 0
     rounds: Mapping[str, Any] | None = None
+    command: Literal["fit", "pair"] = "fit"
 
     @property
     def needs(self) -> set[Path]:
@@ -101,7 +107,9 @@ def execute(job: Job) -> bool:
     job.folder.mkdir(parents=True, exist_ok=True)
     _write(job, state | {"finished": False})
     log = job.folder / "log.txt"
-    if job.rounds is None:
+    if job.command == "pair":
+        pair(args, job.folder, job.root, log)
+    elif job.rounds is None:
         fit(args, job.folder, log)
     else:
         from wsl_zoo.rounds import Procedure  # which starts fits as here
@@ -125,6 +133,18 @@ def fit(args: Sequence[str], folder: Path, log: Path) -> None:
         command += ["--ckpt_path", str(checkpoints / "last.ckpt")]
     elif checkpoints.is_dir():  # killed in its first epoch: nothing to go on from
         shutil.rmtree(checkpoints)
+    run_module("wsl_zoo", command, folder, log)
+
+
+def pair(args: Sequence[str], folder: Path, root: Path, log: Path) -> None:
+    """Run `wsl-zoo pair` in a folder; features are kept below `root`, for all runs, unless told.
+
+    Raises:
+        RuntimeError: It failed.
+    """
+    command = ["pair", *args, "--out", str(folder / PAIRS)]
+    if not any(arg.partition("=")[0] == "--cache" for arg in args):
+        command += ["--cache", str(root / "cache")]
     run_module("wsl_zoo", command, folder, log)
 
 

@@ -11,6 +11,7 @@ from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LambdaLR
 
 Schedule = Literal["step", "cosine", "constant"]
+OptimizerName = Literal["sgd", "adam", "adamw"]
 
 
 @runtime_checkable
@@ -34,20 +35,24 @@ class EpochSchedule(Protocol):
 
 def make_optimizer(
     groups: list[dict[str, Any]],
-    name: Literal["sgd", "adamw"],
+    name: OptimizerName,
     lr: float,
     momentum: float,
     weight_decay: float,
 ) -> Optimizer:
-    """Return SGD (Nesterov where there is momentum) or AdamW over parameter groups.
+    """Return SGD (Nesterov where there is momentum), Adam or AdamW over parameter groups.
+
+    AdamW decays weights apart from the gradient, the others by adding to it.
 
     Raises:
         ValueError: Another name.
     """
     if name == "adamw":
         return torch.optim.AdamW(groups, lr=lr, weight_decay=weight_decay)
+    if name == "adam":
+        return torch.optim.Adam(groups, lr=lr, weight_decay=weight_decay)
     if name != "sgd":
-        raise ValueError(f"optimizer={name!r} must be 'sgd' or 'adamw'")
+        raise ValueError(f"optimizer={name!r} must be 'sgd', 'adam' or 'adamw'")
     return torch.optim.SGD(
         groups, lr=lr, momentum=momentum, weight_decay=weight_decay, nesterov=momentum > 0
     )

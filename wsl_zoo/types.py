@@ -47,6 +47,8 @@ class Batch(TypedDict, total=False):
     """(B,) int64, highest grey level of the file type of image and target: 255 or 65535."""
     text: Tensor
     """(B, D) float, text features."""
+    report: Tensor
+    """(B,) int64, position in its corpus of the report that an image is paired with."""
     frame_mask: Tensor
     """(B, T) bool, real frames."""
     exam_mask: Tensor

@@ -22,7 +22,7 @@ from wsl_zoo.encoders import (
     merge,
     unmerge,
 )
-from wsl_zoo.encoders.lora import adapters
+from wsl_zoo.encoders.adapters import adapters
 
 RANK, ALPHA = 4, 6.0
 LAYERS = {

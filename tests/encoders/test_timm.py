@@ -544,3 +544,34 @@ def test_real_weights(real_data):
     assert levels[-1].shape[1] == encoder.channels[-1] == 320
     fine = Encoder("mobilenetv2_100", weights=path, stride=8).eval()
     assert fine.final(picture(96)).shape == (2, 1280, 12, 12)
+
+
+def test_the_class_token_may_stand_for_the_map():
+    torch.manual_seed(0)
+    encoder = Encoder("test_vit", form="class_token").eval()
+    image = torch.randn(2, 3, 160, 160)
+    final, levels = encoder(image)
+    model = encoder.model
+    pooled = model.forward_head(model.forward_features(image), pre_logits=True)  # timm: the token
+    assert torch.equal(final, pooled[:, :, None, None])
+    assert levels[-1].shape == (2, 64, 10, 10)
+    assert torch.equal(encoder.final(image), final)
+    activation, rest = encoder.split(image, -2)
+    assert torch.equal(rest(activation), final)
+    with pytest.raises(ValueError, match="test_resnet has no class token"):
+        Encoder("test_resnet", form="class_token")
+
+
+def test_timm_takes_further_arguments(tmp_path):
+    scaled = Encoder("test_vit", args={"init_values": 0.5})
+    gammas = {key: value for key, value in scaled.state_dict().items() if key.endswith("gamma")}
+    assert gammas
+    assert all((value == 0.5).all() for value in gammas.values())
+    torch.save(scaled.model.state_dict(), tmp_path / "scaled.pth")
+    Encoder("test_vit", args={"init_values": 1.0}, weights=tmp_path / "scaled.pth")
+    with pytest.raises(ValueError, match="does not fit"):
+        Encoder("test_vit", weights=tmp_path / "scaled.pth")
+    with pytest.raises(ValueError, match="test_vit takes no arguments"):
+        Encoder("test_vit", args={"no_such_option": 1})
+    with pytest.raises(ValueError, match="img_size of test_vit: give the encoder's own"):
+        Encoder("test_vit", args={"img_size": 32})

@@ -157,7 +157,7 @@ def test_images_have_maps_where_every_rank_has_one(tmp_path, loss):
         ({"constraint": "hard"}, "kind='hard'"),
         ({"select": "best"}, "select='best'"),
         ({"constraint": "penalty", "weigh_loss": True}, "weigh_loss=True"),
-        ({"encoder": "test_resnet", "encoder_args": {"hidden": []}}, "encoder_args"),
+        ({"encoder": "test_resnet", "encoder_args": {"hidden": []}}, "takes no arguments"),
     ],
 )
 def test_bad_options_are_refused(changes, message):

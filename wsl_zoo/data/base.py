@@ -23,6 +23,7 @@ from wsl_zoo.data.manifest import DataError, Record, Verify, validate
 from wsl_zoo.data.masks import MaskedSource, image_names, read_masks
 from wsl_zoo.data.metadata import annotate
 from wsl_zoo.data.samplers import ResumableLoader, SeededSampler, trainer_position
+from wsl_zoo.data.texts import Texts
 from wsl_zoo.data.transforms import (
     IMAGENET_MEAN,
     IMAGENET_STD,
@@ -154,6 +155,9 @@ class ZooDataModule(LightningDataModule, ABC):
         self.cams: Tensor | None = None
         """Class maps (N, h, w) in [0, 1] of the training images, which a method may set before the
         training loader is made; they travel with the images as `cam`."""
+        self.texts: dict[str, Texts] = {}
+        """Text features of the report that each image of a split is paired with, which a method may
+        set before the loaders are made; they travel with the images as `text`."""
         self._sources: dict[str, Source] | None = None
 
     @property
@@ -329,6 +333,7 @@ class ZooDataModule(LightningDataModule, ABC):
             "labels": not train or self._training_reads("label"),
             "cache": self.cache,
             "cams": self.cams if train else None,
+            "texts": self.texts.get(split),
         }
 
     @property
@@ -345,7 +350,14 @@ class ZooDataModule(LightningDataModule, ABC):
         """
         labels = split != "train" or self._training_reads("label")
         source = self.sources[split]
-        dataset = ZooDataset(source, self.eval_size, annotations=False, labels=labels, only=only)
+        dataset = ZooDataset(
+            source,
+            self.eval_size,
+            annotations=False,
+            labels=labels,
+            only=only,
+            texts=self.texts.get(split),
+        )
         return self._loader(dataset, train=False)
 
     def drawn(self, epochs: int) -> Sequence[int]:

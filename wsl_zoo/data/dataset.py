@@ -14,6 +14,7 @@ from torch.utils.data import Dataset
 
 from wsl_zoo.data.manifest import Record, read_image, read_mask
 from wsl_zoo.data.samplers import Key
+from wsl_zoo.data.texts import Texts
 from wsl_zoo.data.transforms import Sample, resize, resize_cam
 from wsl_zoo.types import IGNORE, Batch
 
@@ -96,9 +97,10 @@ class ZooDataset(Dataset[dict[str, Any]]):
         labels: Give labels; False for training that must not read them.
         only: Indices of the source that make up the data set, in this order; None: all. Samples
             keep their `index` in the source.
+        texts: Text features of the report that each sample is paired with; they travel as `text`.
 
     Raises:
-        ValueError: Another number of maps than of samples.
+        ValueError: Another number of maps or texts than of samples.
     """
 
     def __init__(
@@ -113,13 +115,17 @@ class ZooDataset(Dataset[dict[str, Any]]):
         cams: Tensor | None = None,
         labels: bool = True,
         only: Sequence[int] | None = None,
+        texts: Texts | None = None,
     ) -> None:
         if cams is not None and len(cams) != len(source):
             raise ValueError(f"{len(cams)} class maps for {len(source)} images")
+        if texts is not None and len(texts) != len(source):
+            raise ValueError(f"{len(texts)} texts for {len(source)} images")
         self.source = source
         self.cams = cams
         self.labels = labels
         self.only = only
+        self.texts = texts
         self.size = size
         self.augment = augment
         self.seed = seed
@@ -165,6 +171,9 @@ class ZooDataset(Dataset[dict[str, Any]]):
             item["raw"] = torch.from_numpy(np.ascontiguousarray(sample.raw.transpose(2, 0, 1)))
         if sample.cam is not None:
             item["cam"] = torch.from_numpy(np.ascontiguousarray(sample.cam))
+        if self.texts is not None:
+            item["text"] = self.texts[index]
+            item["report"] = int(self.texts.report[index])
         if sample.pseudo is not None:
             item["pseudo"] = sample.pseudo
         if self.has_masks:

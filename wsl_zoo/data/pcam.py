@@ -136,8 +136,15 @@ class PCamSource:
             raise DataError(
                 "Patch", [f"{self.images}: patch {index} is not readable ({error})"]
             ) from error
-        path = str(self.images / f"{index:06d}")  # as if the file were a folder of patches
-        return Sample(image, int(self.labels[index]), path=path, size=PATCH[:2])
+        return Sample(image, int(self.labels[index]), path=self._path(index), size=PATCH[:2])
+
+    @property
+    def paths(self) -> list[str]:
+        """What the patches are called, in order."""
+        return [self._path(index) for index in range(len(self))]
+
+    def _path(self, index: int) -> str:
+        return str(self.images / f"{index:06d}")  # as if the file were a folder of patches
 
 
 def hdf5() -> Any:

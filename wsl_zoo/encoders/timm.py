@@ -18,27 +18,28 @@ instead of one per block. Classifiers and whatever else does not feed `final` ar
 """
 
 import difflib
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
-import timm
 import torch
 from torch import Tensor, nn
 
 from wsl_zoo.encoders import surgery
+from wsl_zoo.encoders.adapters import factor_names
+from wsl_zoo.encoders.creation import (
+    ANY_SIZE,
+    Form,
+    check_choices,
+    check_name,
+    create,
+    family_file,
+    level_indices,
+    per_channel,
+)
 from wsl_zoo.encoders.surgery import Tap
 from wsl_zoo.encoders.weights import load_weights
 
-# How timm is asked to take images of another size than the network's own.
-ANY_SIZE = {
-    "deit": {"dynamic_img_size": True},
-    "eva": {"dynamic_img_size": True},
-    "vision_transformer": {"dynamic_img_size": True},
-    "swin_transformer": {"strict_img_size": False},
-    "swin_transformer_v2": {"strict_img_size": False},
-}
-TRANSFORMER_LEVELS = 4
 # What `wsl-zoo list encoders` shows: the networks that the tests build. Any other timm name may do.
 TESTED: dict[str, str] = {
     "resnet18": "stride 8 or 16, undilated or dilated",
@@ -70,9 +71,12 @@ class Encoder(nn.Module):
         mean: Normalisation of the input, one value or one per channel; None: timm's.
         std: As `mean`.
         form: "wsol" gives the papers' forms of VGG, InceptionV3 and ResNet (stride 8 unless 16 is
-            asked for); "timm" the network as it is.
+            asked for); "class_token" of a transformer its class token as the final map, of one
+            position, which linear probes read; "timm" the network as it is.
         img_size: Image size that a ViT or Swin is built for; fully convolutional networks ignore
             it. ViT, DeiT and Swin take other sizes than this one too.
+        args: Further arguments of timm's network, e.g. `{"init_values": 1.0e-5}`: the layer scale
+            that a weight file holds.
 
     Attributes:
         name: The timm name.
@@ -100,16 +104,17 @@ class Encoder(nn.Module):
         stride_mode: Literal["undilated", "dilated"] = "undilated",
         mean: float | Sequence[float] | None = None,
         std: float | Sequence[float] | None = None,
-        form: Literal["timm", "wsol"] = "timm",
+        form: Form = "timm",
         img_size: int | Sequence[int] | None = None,
+        args: Mapping[str, Any] | None = None,
     ) -> None:
         super().__init__()
-        _check_choices(pretrained, weights, stride, stride_mode, form)
-        _check_name(name)
+        check_choices(pretrained, weights, stride, stride_mode, form)
+        check_name(name)
         self.name = name
         self.in_chans = in_chans
         dilated = stride if stride_mode == "dilated" else None
-        model = _create(name, False, in_chans, dilated, img_size)
+        model = create(name, False, in_chans, dilated, img_size, args)
         taps = [
             Tap(int(info["num_chs"]), int(info["reduction"]), str(info["module"]))
             for info in model.feature_info
@@ -128,19 +133,22 @@ class Encoder(nn.Module):
                 f"{name} came out at stride {taps[-1].stride} instead of {dilated}: use "
                 'stride_mode="undilated" or leave `stride` at None.'
             )
-        self._indices = _level_indices(taps)
+        self._indices = level_indices(taps)
         taps = [taps[i] for i in self._indices]
         self.channels = [tap.channels for tap in taps]
         self.strides = [tap.stride for tap in taps]
         self.final_channels = final_channels
         self.level_modules = [tap.module for tap in taps]
         config = model.pretrained_cfg
-        self.mean = _per_channel(config["mean"] if mean is None else mean, in_chans)
-        self.std = _per_channel(config["std"] if std is None else std, in_chans)
+        self.mean = per_channel(config["mean"] if mean is None else mean, in_chans)
+        self.std = per_channel(config["std"] if std is None else std, in_chans)
         native = config["input_size"][-2:] if img_size is None else img_size
         self._native = (native, native) if isinstance(native, int) else tuple(native)
-        self._any_size = not config.get("fixed_input_size") or _family_file(name) in ANY_SIZE
-        self._img_size = img_size
+        self._any_size = not config.get("fixed_input_size") or family_file(name) in ANY_SIZE
+        self._img_size, self._args = img_size, args
+        self._class_token = form == "class_token"
+        if self._class_token and getattr(model, "cls_token", None) is None:
+            raise ValueError(f'{name} has no class token: leave form="class_token" to ViT and DeiT')
         self._removed = surgery.remove_unused(model)
         surgery.no_inplace(model)
         self.model: nn.Module = model
@@ -148,7 +156,9 @@ class Encoder(nn.Module):
             self.load_weights(weights)
 
     def load_weights(self, weights: str | Path | None = None) -> None:
-        """Read weights into the network, in place; new layers of the WSOL forms keep theirs.
+        """Read weights into the network, in place; layers that it has beyond timm's keep theirs.
+
+        These are the new layers of the WSOL forms, and the factors of LoRA.
 
         Args:
             weights: Local weight file; None downloads timm's pretrained weights of this network.
@@ -158,13 +168,14 @@ class Encoder(nn.Module):
             ValueError: The file cannot be read or does not fit.
         """
         if weights is None:
-            source = _create(self.name, True, self.in_chans, None, self._img_size)
+            source = create(self.name, True, self.in_chans, None, self._img_size, self._args)
             own = self.model.state_dict()
             state = {key: value for key, value in source.state_dict().items() if key in own}
             self.model.load_state_dict(state, strict=False)
         else:
             path = Path(weights).expanduser()
-            load_weights(self.model, path, self.in_chans, self._removed, self._new_layers)
+            new = [*self._new_layers, *factor_names(self.model)]
+            load_weights(self.model, path, self.in_chans, self._removed, new)
 
     def forward(self, image: Tensor, levels: bool = True) -> tuple[Tensor, list[Tensor]]:
         """Final map and pyramid.
@@ -192,7 +203,7 @@ class Encoder(nn.Module):
             x = step(x)
             if name in ends:
                 taken.append(self._to_map(x, size)[0])
-        return self._to_map(x, size)[0], taken
+        return self._final(x, size), taken
 
     def final(self, image: Tensor) -> Tensor:
         """Only the final map `(B, final_channels, h, w)`, without keeping the pyramid."""
@@ -241,7 +252,7 @@ class Encoder(nn.Module):
             x = self._from_map(activation, prefix)
             for _, step in steps[end:]:
                 x = step(x)
-            return self._to_map(x, size)[0]
+            return self._final(x, size)
 
         return activation, rest
 
@@ -295,9 +306,9 @@ class Encoder(nn.Module):
     ) -> tuple[Tensor, list[Tensor]]:
         model: Any = self.model
         if not levels:
-            return self._to_map(model.forward_features(image), size)[0], []
+            return self._final(model.forward_features(image), size), []
         final, taken = model.forward_intermediates(image, indices=self._indices, output_fmt="NCHW")
-        return self._to_map(final, size)[0], list(taken)
+        return self._final(final, size), list(taken)
 
     def _grid(self, size: tuple[int, int]) -> tuple[int, int]:
         """Size of the token grid for an image of this size."""
@@ -306,6 +317,14 @@ class Encoder(nn.Module):
             h, w = embed.dynamic_feat_size(size)
             return int(h), int(w)
         return -(-size[0] // self.strides[-1]), -(-size[1] // self.strides[-1])
+
+    def _final(self, x: Tensor, size: tuple[int, int]) -> Tensor:
+        """What the trunk gives -> the final map, of the form that was asked for."""
+        final, prefix = self._to_map(x, size)
+        if not self._class_token:
+            return final
+        assert prefix is not None
+        return prefix[:, 0, :, None, None]
 
     def _to_map(self, x: Tensor, size: tuple[int, int]) -> tuple[Tensor, Tensor | None]:
         """Tokens `(B,N,C)`, NHWC or NCHW -> NCHW map, and the class tokens `(B,P,C)` if any."""
@@ -344,80 +363,3 @@ class Encoder(nn.Module):
 
 def _identity(activation: Tensor) -> Tensor:
     return activation
-
-
-def _check_choices(
-    pretrained: bool, weights: str | Path | None, stride: int | None, stride_mode: str, form: str
-) -> None:
-    if pretrained and weights is not None:
-        raise ValueError("give either pretrained=True or a weight file, not both.")
-    if stride not in (None, 8, 16, 32):
-        raise ValueError(f"stride must be 8, 16, 32 or None, got {stride}.")
-    if stride_mode not in ("undilated", "dilated"):
-        raise ValueError(f'stride_mode must be "undilated" or "dilated", got {stride_mode!r}.')
-    if form not in ("timm", "wsol"):
-        raise ValueError(f'form must be "timm" or "wsol", got {form!r}.')
-    if form == "wsol" and (stride == 32 or stride_mode == "dilated"):
-        raise ValueError("the WSOL forms are undilated, with stride 8 or 16.")
-
-
-def _check_name(name: str) -> None:
-    if not timm.is_model(name) or ":" in name:
-        near = difflib.get_close_matches(name, timm.list_models(), n=5, cutoff=0.4)
-        raise ValueError(f"timm has no network {name!r}; nearest names: {', '.join(near) or '-'}.")
-    architecture, _, tag = name.partition(".")
-    if tag:
-        known = timm.list_models(f"{architecture}.*", pretrained=True)
-        if name not in known:
-            raise ValueError(f"timm has no weights {name!r}; {architecture} has: {known}.")
-
-
-def _family_file(name: str) -> str:
-    return str(timm.models.model_entrypoint(name.split(".")[0]).__module__).rsplit(".", 1)[-1]
-
-
-def _create(
-    name: str,
-    pretrained: bool,
-    in_chans: int,
-    output_stride: int | None,
-    img_size: int | Sequence[int] | None,
-) -> Any:
-    options: dict[str, Any] = dict(ANY_SIZE.get(_family_file(name), {}))
-    if _family_file(name) == "vgg" and not pretrained:
-        options["mlp_ratio"] = 1 / 4096  # the two fc layers (120 M weights) are removed below
-    config = timm.get_pretrained_cfg(name)
-    if img_size is not None and config is not None and config.fixed_input_size:
-        options["img_size"] = img_size if isinstance(img_size, int) else tuple(img_size)
-    if output_stride is not None:
-        options["output_stride"] = output_stride
-    try:
-        return timm.create_model(
-            name, pretrained=pretrained, in_chans=in_chans, num_classes=0, **options
-        )
-    except (AssertionError, NotImplementedError, TypeError) as error:
-        if output_stride is None:
-            raise
-        raise ValueError(
-            f"{name} has no dilated form at stride {output_stride}: ResNet, RegNet, ConvNeXt and "
-            f"EfficientNet/MobileNet do. Undilated forms: {surgery.UNDILATED_FAMILIES}."
-        ) from error
-
-
-def _level_indices(taps: list[Tap]) -> list[int]:
-    """All levels of a pyramid; four evenly spaced blocks where every level has the same stride."""
-    count = len(taps)
-    if len({tap.stride for tap in taps}) > 1 or count <= TRANSFORMER_LEVELS:
-        return list(range(count))
-    return [count * (i + 1) // TRANSFORMER_LEVELS - 1 for i in range(TRANSFORMER_LEVELS)]
-
-
-def _per_channel(value: float | Iterable[float], channels: int) -> tuple[float, ...]:
-    values = (float(value),) if isinstance(value, int | float) else tuple(float(v) for v in value)
-    if len(values) == channels:
-        return values
-    if len(values) == 1:
-        return values * channels
-    if len(values) == 3:  # timm's RGB values for another number of channels
-        return (sum(values) / 3,) * channels
-    raise ValueError(f"mean and std need 1 or {channels} values, got {len(values)}.")

@@ -16,6 +16,7 @@ from wsl_zoo.heads.ordinal import (
 from wsl_zoo.heads.peaks import PRM
 from wsl_zoo.heads.pixel import PixelHead
 from wsl_zoo.heads.pooling import GAP, WGAP, WILDCAT, LogSumExp, MaxPool, PoolingHead
+from wsl_zoo.heads.text import TextHead, text_map
 
 __all__ = [
     "GAP",
@@ -38,5 +39,7 @@ __all__ = [
     "PoolingHead",
     "RecurrentAggregator",
     "SharedRank",
+    "TextHead",
     "UNetDecoder",
+    "text_map",
 ]

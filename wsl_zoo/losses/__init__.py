@@ -16,7 +16,12 @@ from wsl_zoo.losses.clusters import (
     prediction_bias,
 )
 from wsl_zoo.losses.crf import DenseCRF, JointColorCRF
-from wsl_zoo.losses.distill import bernoulli_distillation, reconstruction_loss
+from wsl_zoo.losses.distill import (
+    bernoulli_distillation,
+    cosine_distillation,
+    double_softmax_cross_entropy,
+    reconstruction_loss,
+)
 from wsl_zoo.losses.entropy import (
     marginal_entropy,
     negative_entropy,
@@ -73,6 +78,8 @@ __all__ = [
     "centroid_labels",
     "class_gaussians",
     "contrastive_domain_discrepancy",
+    "cosine_distillation",
+    "double_softmax_cross_entropy",
     "forget_set",
     "horizon_labels",
     "marginal_entropy",

@@ -1,7 +1,8 @@
 """What a student learns of teachers that saw more: their risks, and the features they saw.
 
 Hinton et al., "Distilling the Knowledge in a Neural Network" (arXiv 1503.02531), for the Bernoulli
-risks of several horizons as in privileged history distillation (PHD, arXiv 2603.15814).
+risks of several horizons as in privileged history distillation (PHD, arXiv 2603.15814); the
+direction of text features as in CLIP-IT (arXiv 2504.16181).
 """
 
 from __future__ import annotations
@@ -13,6 +14,8 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from wsl_zoo.losses.precision import at_least_float32
+
+SHORTEST = 1e-12  # of a vector that is normalised, as published
 
 
 def bernoulli_distillation(
@@ -76,3 +79,47 @@ def reconstruction_loss(
         each = 1 - F.cosine_similarity(found, true, dim=-1)
     counts = available.to(each)
     return (each * counts).sum() / counts.sum().clamp(min=1)
+
+
+def cosine_distillation(student: Tensor, teacher: Tensor, detach: bool = True) -> Tensor:
+    """Return mean_b (1 - u_b . u'_b / (|u_b| |u'_b|)) in [0, 2], a scalar; CLIP-IT's KD.
+
+    Lengths do not count, and the gradient of u' is orthogonal to u'. Vectors shorter than 1e-12
+    count as if they were that long, as published.
+
+    Args:
+        student: u' `(B, D)`.
+        teacher: u `(B, D)`.
+        detach: No gradient goes to u; published: False, where both may meet in one direction that
+            tells nothing.
+
+    Returns:
+        A scalar of at least float32.
+
+    Raises:
+        ValueError: Shapes differ.
+    """
+    if student.shape != teacher.shape or student.ndim != 2:
+        raise ValueError(
+            f"student and teacher must be (B, D), got {tuple(student.shape)} and "
+            f"{tuple(teacher.shape)}"
+        )
+    student, teacher = at_least_float32(student), at_least_float32(teacher)
+    teacher = F.normalize(teacher.detach() if detach else teacher, dim=1, eps=SHORTEST)
+    return (1 - (F.normalize(student, dim=1, eps=SHORTEST) * teacher).sum(dim=1)).mean()
+
+
+def double_softmax_cross_entropy(
+    logits: Tensor, label: Tensor, reduction: Literal["mean", "none"] = "mean"
+) -> Tensor:
+    """Return the cross-entropy of softmax(logits) taken for logits: CLIP-IT's published one.
+
+    Of K classes it lies between log(e + K - 1) - 1 and log(e + K - 1): no confidence brings it to
+    0, and its gradient is several times smaller than the plain one's.
+
+    Args:
+        logits: `(B, K)`.
+        label: `(B,)` int64.
+        reduction: "mean" over the batch, or "none".
+    """
+    return F.cross_entropy(at_least_float32(logits).softmax(dim=1), label, reduction=reduction)

@@ -7,6 +7,7 @@ from wsl_zoo.methods.adl import ADL
 from wsl_zoo.methods.base import ZooModule
 from wsl_zoo.methods.cam import CAMClassifier
 from wsl_zoo.methods.cdcl import CDCL
+from wsl_zoo.methods.clipit import CLIPIT
 from wsl_zoo.methods.colocam import CoLoCAM
 from wsl_zoo.methods.cutmix import CutMix
 from wsl_zoo.methods.fcam import FCAM
@@ -17,6 +18,7 @@ from wsl_zoo.methods.negev import NEGEV
 from wsl_zoo.methods.nlccam import NLCCAM
 from wsl_zoo.methods.phd import PHDStudent, PHDTeacher
 from wsl_zoo.methods.pixelcam import PixelCAM
+from wsl_zoo.methods.report_classifier import ReportClassifier
 from wsl_zoo.methods.sat import SAT
 from wsl_zoo.methods.scm import SCM
 from wsl_zoo.methods.sfdadep import SFDADeP
@@ -32,6 +34,7 @@ from wsl_zoo.methods.unimodal import UnimodalOrdinal
 __all__ = [
     "ADL",
     "CDCL",
+    "CLIPIT",
     "FCAM",
     "NEGEV",
     "NLCCAM",
@@ -54,6 +57,7 @@ __all__ = [
     "PHDStudent",
     "PHDTeacher",
     "PixelCAM",
+    "ReportClassifier",
     "SFDADeP",
     "SuperResolver",
     "SupervisedUNet",

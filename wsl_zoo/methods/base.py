@@ -9,7 +9,7 @@ it, `param_groups`, `frozen`, `prepare_batch`, `refresh`. Everything else stands
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any, ClassVar, Literal, Self
+from typing import Any, Literal, Self
 
 import numpy as np
 import torch
@@ -19,6 +19,7 @@ from wsl_zoo.cams.normalize import normalize_map
 from wsl_zoo.encoders import Encoder, MLPEncoder
 from wsl_zoo.methods.training import Trained
 from wsl_zoo.prediction import Prediction, predict_image
+from wsl_zoo.schedules import OptimizerName
 from wsl_zoo.types import Batch, Output, Target
 
 BATCH_NORMS = (nn.modules.batchnorm._BatchNorm,)
@@ -36,7 +37,8 @@ class ZooModule(Trained):
         num_classes: Number K of classes (the command line takes it from the data).
         class_names: Their names in label order; stored in checkpoints.
         encoder: Any timm model name; "mlp" for rows of features (see `MLPEncoder`).
-        encoder_args: Arguments of "mlp", e.g. `{"hidden": [64, 64]}`.
+        encoder_args: Arguments of "mlp", e.g. `{"hidden": [64, 64]}`, or further ones of timm's
+            network, e.g. `{"init_values": 1.0e-5}`.
         pretrained: Download timm's weights for it.
         weights: Local weight file (`.safetensors`, `.pth`) to start from; read when training
             starts, so that a trained checkpoint loads and resumes when the file is gone.
@@ -44,12 +46,13 @@ class ZooModule(Trained):
             the data).
         stride: Output stride of the encoder, 8, 16 or 32; None: its own.
         stride_mode: "undilated" (the papers': stride removed, weights as they are) or "dilated".
-        form: "wsol" gives the papers' forms of VGG16 and InceptionV3.
+        form: "wsol" gives the papers' forms of VGG16 and InceptionV3; "class_token" of a ViT its
+            class token, as linear probes read it, in place of the map.
         img_size: Image size that a ViT or Swin is built for.
         mean: Mean of the input normalisation per channel, in [0, 1]; default: the encoder's.
         std: Its standard deviation; default: the encoder's.
         freeze_bn: Keep the running statistics of the encoder's batch norms as they are.
-        optimizer: "sgd" or "adamw".
+        optimizer: "sgd", "adam" or "adamw".
         lr: Learning rate of the trunk.
         head_lr_factor: Factor of the rate for the head and the layers that learn with it.
         momentum: SGD's.
@@ -65,9 +68,6 @@ class ZooModule(Trained):
         seed: Fixes what is drawn in a training step, with the epoch and the step.
     """
 
-    least_classes: ClassVar[int] = 2
-    """How many classes (of risks: horizons) there must be at least."""
-
     def __init__(
         self,
         num_classes: int = 2,
@@ -79,12 +79,12 @@ class ZooModule(Trained):
         in_chans: int = 3,
         stride: int | None = None,
         stride_mode: Literal["undilated", "dilated"] = "undilated",
-        form: Literal["timm", "wsol"] = "timm",
+        form: Literal["timm", "wsol", "class_token"] = "timm",
         img_size: int | None = None,
         mean: list[float] | None = None,
         std: list[float] | None = None,
         freeze_bn: bool = False,
-        optimizer: Literal["sgd", "adamw"] = "sgd",
+        optimizer: OptimizerName = "sgd",
         lr: float = 0.001,
         head_lr_factor: float = 10.0,
         momentum: float = 0.9,
@@ -99,15 +99,7 @@ class ZooModule(Trained):
     ) -> None:
         super().__init__()
         self.save_hyperparameters()
-        if class_names is not None and len(class_names) != num_classes:
-            raise ValueError(f"{len(class_names)} class_names for num_classes={num_classes}")
-        if num_classes < self.least_classes:
-            least = {1: "one is needed at least", 2: "a classifier needs at least two"}
-            raise ValueError(f"num_classes={num_classes}: {least[self.least_classes]}")
-        self.num_classes = num_classes
-        self.class_names = class_names or [str(k) for k in range(num_classes)]
-        if encoder_args is not None and encoder != "mlp":
-            raise ValueError(f'encoder_args={encoder_args} goes with encoder="mlp", not {encoder}')
+        self.set_classes(num_classes, class_names)
         self.encoder = (
             MLPEncoder(in_chans, **(encoder_args or {}))
             if encoder == "mlp"
@@ -120,6 +112,7 @@ class ZooModule(Trained):
                 std=std,
                 form=form,
                 img_size=img_size,
+                args=encoder_args,
             )
         )
 

@@ -15,7 +15,7 @@ mean over blocks, not every block by itself. The 3x3 mean counts real neighbours
 The location token has no position embedding.
 """
 
-from typing import Any, Literal
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -29,6 +29,7 @@ from wsl_zoo.encoders.attention import (
 )
 from wsl_zoo.heads.pooling import at_least_float32
 from wsl_zoo.methods.base import ZooModule
+from wsl_zoo.schedules import OptimizerName
 from wsl_zoo.types import Batch, Output
 
 TOKEN_STD = 0.02  # DeiT's
@@ -44,7 +45,7 @@ class SAT(ZooModule):
         area_weight: Weight of the area term.
         binary_weight: Weight of the term that drives the map to 0 and 1.
         encoder: A ViT or DeiT with class token.
-        optimizer: "adamw" or "sgd".
+        optimizer: "sgd", "adam" or "adamw".
         lr: Learning rate.
         head_lr_factor: Factor of the rate for the head and the location token.
         weight_decay: Weight decay.
@@ -61,7 +62,7 @@ class SAT(ZooModule):
         area_weight: float = 1.0,
         binary_weight: float = 1.0,
         encoder: str = "deit_small_patch16_224",
-        optimizer: Literal["sgd", "adamw"] = "adamw",
+        optimizer: OptimizerName = "adamw",
         lr: float = 5.0e-5,
         head_lr_factor: float = 1.0,
         weight_decay: float = 5.0e-4,

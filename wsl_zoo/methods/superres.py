@@ -35,6 +35,7 @@ from wsl_zoo.losses.superres import restoration_terms
 from wsl_zoo.methods.training import Trained
 from wsl_zoo.metrics.restored import RestorationMetrics
 from wsl_zoo.networks import SuperResolution
+from wsl_zoo.schedules import OptimizerName
 from wsl_zoo.tiling import enlarge_tiled
 from wsl_zoo.types import Batch, Output, Target
 
@@ -66,7 +67,7 @@ class SuperResolver(Trained):
             larger image into; None: whole images.
         tile_overlap: Pixels that windows have in common; outside of these a result is that of the
             whole image if no pixel further away than this counts.
-        optimizer: "sgd" or "adamw".
+        optimizer: "sgd", "adam" or "adamw".
         lr: Learning rate.
         momentum: SGD's.
         weight_decay: Weight decay.
@@ -100,7 +101,7 @@ class SuperResolver(Trained):
         empty_roi: Literal["skip", "floor"] = "skip",
         tile: int | None = None,
         tile_overlap: int = 16,
-        optimizer: Literal["sgd", "adamw"] = "sgd",
+        optimizer: OptimizerName = "sgd",
         lr: float = 0.01,
         momentum: float = 0.9,
         weight_decay: float = 0.0,

@@ -38,6 +38,8 @@ class Trained(Evaluated, ABC):
 
     needs: ClassVar[frozenset[str]] = frozenset({"label"})
     """What training reads of "label", "mask" and "boxes"; data modules give it nothing else."""
+    least_classes: ClassVar[int] = 2
+    """How many classes (of risks: horizons) there must be at least."""
     selects_from_start: ClassVar[bool] = False
     """Whether what stands before the first step is a candidate for the best checkpoints."""
 
@@ -51,6 +53,20 @@ class Trained(Evaluated, ABC):
         self._started = False  # start weights are read, or a checkpoint's took their place
         self._scheduled = 0  # epochs that the schedules have done
         self._begun = -1  # the epoch that was begun last
+
+    def set_classes(self, num_classes: int, class_names: list[str] | None) -> None:
+        """Take the number of classes and their names; without names, their numbers.
+
+        Raises:
+            ValueError: Too few classes, or another number of names.
+        """
+        if class_names is not None and len(class_names) != num_classes:
+            raise ValueError(f"{len(class_names)} class_names for num_classes={num_classes}")
+        if num_classes < self.least_classes:
+            least = {1: "one is needed at least", 2: "a classifier needs at least two"}
+            raise ValueError(f"num_classes={num_classes}: {least[self.least_classes]}")
+        self.num_classes = num_classes
+        self.class_names = class_names or [str(k) for k in range(num_classes)]
 
     # What a method overrides -------------------------------------------------------------------
 

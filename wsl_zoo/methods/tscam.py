@@ -11,7 +11,7 @@ Decisions: the convolution's bias is zero at the start; the position embedding i
 other image sizes than the network's own, where the paper knows 224 only.
 """
 
-from typing import Any, Literal
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -20,6 +20,7 @@ from torch.nn import functional as F
 from wsl_zoo.encoders.attention import read_attention, require_class_token
 from wsl_zoo.heads.pooling import at_least_float32
 from wsl_zoo.methods.base import ZooModule
+from wsl_zoo.schedules import OptimizerName
 from wsl_zoo.types import Batch, Output
 
 HEAD_STD = 0.02  # DeiT's
@@ -33,7 +34,7 @@ class TSCAM(ZooModule):
 
     Args:
         encoder: A ViT or DeiT with class token.
-        optimizer: "adamw" or "sgd".
+        optimizer: "sgd", "adam" or "adamw".
         lr: Learning rate.
         head_lr_factor: Factor of the rate for the head.
         weight_decay: Weight decay.
@@ -46,7 +47,7 @@ class TSCAM(ZooModule):
     def __init__(
         self,
         encoder: str = "deit_small_patch16_224",
-        optimizer: Literal["sgd", "adamw"] = "adamw",
+        optimizer: OptimizerName = "adamw",
         lr: float = 5.0e-5,
         head_lr_factor: float = 1.0,
         weight_decay: float = 5.0e-4,
