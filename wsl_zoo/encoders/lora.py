@@ -108,12 +108,18 @@ class Adapter(nn.Module, ABC):
                     "module.eval() to predict"
                 )
             return functional_call(self.layer, {"weight": self.merged_weight}, (x,))
+        return self._adapted(x)
+
+    def _adapted(self, x: Tensor) -> Tensor:
         y = self.layer(x)
-        if not torch.is_autocast_enabled(x.device.type):
-            x = x.to(self.down.get_parameter("weight").dtype)
-        update = self.up(self.down(self.dropout(x))) * self.scale
-        result: Tensor = y + update.to(y.dtype)
+        reduced = self.down(self.dropout(self._for_factors(x))) * self.scale
+        result: Tensor = y + self.up(reduced).to(y.dtype)
         return result
+
+    def _for_factors(self, x: Tensor) -> Tensor:
+        if torch.is_autocast_enabled(x.device.type):
+            return x
+        return x.to(self.down.get_parameter("weight").dtype)
 
     def extra_repr(self) -> str:
         """Rank, alpha and whether the adapter is merged."""
@@ -157,6 +163,16 @@ class LoRALinear(Adapter):
         down = nn.Linear(layer.in_features, rank, bias=False, **options)
         up = nn.Linear(rank, layer.out_features, bias=False, **options)
         super().__init__(layer, down, up, rank, alpha, dropout)
+
+    def _adapted(self, x: Tensor) -> Tensor:
+        rows = x.reshape(-1, x.shape[-1])
+        y = self.layer(rows)
+        reduced = self.down(self.dropout(self._for_factors(rows)))
+        if y.dtype == reduced.dtype == self.up.weight.dtype:
+            y.addmm_(reduced, self.up.weight.t(), alpha=self.scale)  # one pass over y, not three
+        else:
+            y = y + (self.up(reduced) * self.scale).to(y.dtype)
+        return y.view(*x.shape[:-1], -1)
 
     def delta(self) -> Tensor:
         """Return (alpha / rank) B A, (b, a)."""

@@ -49,7 +49,7 @@ class TextTower(nn.Module):
         adapt(getattr(self.model, "text", self.model), rank=rank, alpha=alpha, dropout=dropout)
         self.register_buffer("tokens", encoder.tokenize(texts))
         self.dim = encoder.dim
-        self.register_load_state_dict_pre_hook(_keep)
+        self.register_load_state_dict_pre_hook(_keep)  # type: ignore[no-untyped-call]
 
     def forward(self, report: Tensor) -> Tensor:
         """Return the features (B, D) of length 1 of the reports at positions (B,)."""
