@@ -13,19 +13,16 @@ from __future__ import annotations
 
 import hashlib
 import os
-import sys
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
-from time import monotonic
-from typing import NoReturn
 
 import torch
 from torch import Tensor
 
 from wsl_zoo import __version__
-from wsl_zoo.arguments import ZooParser, hint, plain
+from wsl_zoo.commands import CommandParser, ProgressLines, device_named
 from wsl_zoo.data.csaw_cc import CSAWCCData
 from wsl_zoo.data.exam_images import ViewReader
 from wsl_zoo.data.exam_table import Exam, write_anchors
@@ -33,7 +30,6 @@ from wsl_zoo.encoders import Encoder, FeatureCache
 from wsl_zoo.files import write_array
 
 TABLE = "table.csv"
-SECONDS = 10.0  # between two lines about the progress
 
 Progress = Callable[[int, int], None]
 
@@ -139,20 +135,9 @@ def _name(exam: Exam, reader: ViewReader, digest: bytes) -> str:
 # The command line ---------------------------------------------------------------------------------
 
 
-class FeatureParser(ZooParser):
-    """Parser of `wsl-zoo features`."""
-
-    def error(self, message: str, ex: Exception | None = None) -> NoReturn:
-        """Print the message with a suggestion and exit with status 2."""
-        required = "arguments are required" in message
-        more = "\nSee wsl-zoo features --help" if required else hint(message)
-        print(f"error: {plain(message)}{more}", file=sys.stderr)
-        raise SystemExit(2)
-
-
-def parser() -> FeatureParser:
+def parser() -> CommandParser:
     """Return the parser of `wsl-zoo features`."""
-    made = FeatureParser(
+    made = CommandParser(
         prog="wsl-zoo features",
         description="Turn the mammograms of CSAW-CC into one vector per exam, and their table.",
     )
@@ -194,16 +179,7 @@ def main(args: Sequence[str]) -> None:
         print(
             f"note: {config.encoder} has random weights: give --weights FILE or --pretrained true"
         )
-    device = config.device
-    if device == "auto":
-        device = "cuda" if torch.cuda.is_available() else "cpu"
-    shown = monotonic()
-
-    def line(done: int, count: int) -> None:
-        nonlocal shown
-        if done == count or monotonic() - shown > SECONDS:
-            shown = monotonic()
-            print(f"{done} of {count} exams", flush=True)
-
-    table = cache_exam_features(data, encoder.to(device), config.out, config.batch_size, line)
+    encoder.to(device_named(config.device))
+    lines = ProgressLines("exams")
+    table = cache_exam_features(data, encoder, config.out, config.batch_size, lines)
     print(f"features: {table}")

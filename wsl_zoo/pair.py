@@ -10,47 +10,29 @@ writes in `data/texts.py`.
 from __future__ import annotations
 
 import json
-import sys
 from collections.abc import Sequence
 from pathlib import Path
-from time import monotonic
-from typing import NoReturn
 
 import torch
 import yaml
 
 from wsl_zoo import catalogue
-from wsl_zoo.arguments import ZooParser, hint, plain
+from wsl_zoo.commands import CommandParser, ProgressLines, device_named
 from wsl_zoo.data import ZooDataModule
 from wsl_zoo.encoders import ImageTextEncoder
 from wsl_zoo.pairing import Clean, pair
 
-SECONDS = 10.0  # between two lines about the progress
 SHOWN = 5  # empty reports that are named
 COLLAPSED = 0.5  # share of the images above which one report is said to take too many
 
 
-class PairParser(ZooParser):
-    """Parser of `wsl-zoo pair`."""
-
-    def error(self, message: str, ex: Exception | None = None) -> NoReturn:
-        """Print the message with a suggestion and exit with status 2."""
-        required = "arguments are required" in message
-        more = (
-            "\nGive the data by --config FILE or --data CLASS. See wsl-zoo pair --help"
-            if required
-            else hint(message)
-        )
-        print(f"error: {plain(message)}{more}", file=sys.stderr)
-        raise SystemExit(2)
-
-
-def parser() -> PairParser:
+def parser() -> CommandParser:
     """Return the parser of `wsl-zoo pair`."""
-    made = PairParser(
+    made = CommandParser(
         prog="wsl-zoo pair",
         description="Find the report that is nearest to each training image, without labels.",
     )
+    made.needs = "Give the data by --config FILE or --data CLASS. "
     add = made.add_argument
     add("--config", action="config", help="config of a fit: its section data is read, no other")
     add("--out", type=str, required=True, help="folder of the pairing")
@@ -118,24 +100,14 @@ def main(args: Sequence[str]) -> None:
         if config.weights is None and not config.pretrained:
             print(f"note: {config.encoder} has random weights, so that pairs mean nothing: give "
                   "--weights FILE or --pretrained true")  # fmt: skip
-        device = config.device
-        if device == "auto":
-            device = "cuda" if torch.cuda.is_available() else "cpu"
-        encoder.to(device)
+        encoder.to(device_named(config.device))
     elif config.weights is not None or config.pretrained:
         raise ValueError("--weights and --pretrained are of an encoder: give --encoder NAME")
-    shown = monotonic()
-
-    def line(split: str, done: int, count: int) -> None:
-        nonlocal shown
-        if done == count or monotonic() - shown > SECONDS:
-            shown = monotonic()
-            print(f"{split}: {done} of {count} images", flush=True)
-
+    lines = ProgressLines("images")
     options = ("image_features", "report_features", "splits", "clean", "shuffle", "cache",
                "batch_size")  # fmt: skip
     given = {name: config[name] for name in options}
-    path = pair(data, config.reports, config.out, encoder, **given, progress=line)
+    path = pair(data, config.reports, config.out, encoder, **given, progress=lines.of)
     print("\n".join(summary(path)))
 
 

@@ -24,7 +24,6 @@ from typing import Any, NoReturn, TypeVar
 
 import cv2
 import numpy as np
-import torch
 from PIL import Image, ImageDraw, ImageFont
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from torch import Tensor
@@ -32,6 +31,7 @@ from torch import Tensor
 from wsl_zoo import pictures
 from wsl_zoo.arguments import hint
 from wsl_zoo.checkpoints import load_checkpoint, run_of
+from wsl_zoo.commands import device_named
 from wsl_zoo.data.manifest import DataError
 from wsl_zoo.data.videofile import VIDEO_ENDINGS, VideoFile, VideoWriter
 from wsl_zoo.prediction import Prediction, predict_batch, stack_images, to_prediction
@@ -285,8 +285,7 @@ def command(args: Sequence[str]) -> list[VideoPrediction]:
     """Run `wsl-zoo predict --video`; return what was written."""
     given = _parser().parse_args(args)
     videos = find_videos(given.video)
-    device = given.device or ("cuda" if torch.cuda.is_available() else "cpu")
-    model = load_checkpoint(given.ckpt_path).to(device)
+    model = load_checkpoint(given.ckpt_path).to(device_named(given.device or "auto"))
     folder = given.folder or run_of(Path(given.ckpt_path)) / "predictions"
     results = []
     for name, video in videos.items():
