@@ -10,6 +10,8 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import nn
 
+from tests.cases.stages import filled_classifier
+from wsl_zoo.checkpoints import load_checkpoint
 from wsl_zoo.encoders import Encoder, surgery
 
 # name, image size, an inner module
@@ -575,3 +577,13 @@ def test_timm_takes_further_arguments(tmp_path):
         Encoder("test_vit", args={"no_such_option": 1})
     with pytest.raises(ValueError, match="img_size of test_vit: give the encoder's own"):
         Encoder("test_vit", args={"img_size": 32})
+
+
+def test_the_encoder_of_a_checkpoint_is_read_whatever_its_classes(tmp_path):
+    path = filled_classifier(tmp_path, num_classes=7, stride=None)
+    encoder = Encoder("test_resnet", weights=path)
+    expected = load_checkpoint(path).encoder.state_dict()
+    for key, value in encoder.state_dict().items():
+        assert torch.equal(value, expected[key]), key
+    with pytest.raises(ValueError, match="does not fit"):
+        Encoder("test_vit", weights=path)

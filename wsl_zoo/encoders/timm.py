@@ -64,7 +64,7 @@ class Encoder(nn.Module):
     Args:
         name: timm name, with or without tag: `resnet50`, `deit_tiny_patch16_224`, `test_resnet`.
         pretrained: Download and load timm's pretrained weights. Nothing is downloaded otherwise.
-        weights: Local weight file (`.safetensors`, `.pth`, `.pt`, `.bin`) instead.
+        weights: Local weight file (`.safetensors`, `.pth`, `.pt`, `.bin`, `.ckpt`) instead.
         in_chans: Channels of the image; the stem's weights are adapted as timm does.
         stride: Total stride of the last stage (8, 16, 32), or None for the network's own.
         stride_mode: "undilated" (late strides 1, no dilation) or "dilated" (timm's output_stride).

@@ -1,7 +1,8 @@
 """Weight files into a network: read safely, fitted to it, and refused with a reason where not.
 
-Files are `.safetensors`, or `.pth`, `.pt`, `.bin` read with `weights_only=True`. Classifier keys
-are ignored, wrappers' prefixes dropped, a stem for another number of channels adapted as timm does.
+Files are `.safetensors`, or `.pth`, `.pt`, `.bin`, `.ckpt` read with `weights_only=True`; of the
+checkpoint of a method, whatever its classes, the encoder is read. Classifier keys are ignored,
+wrappers' prefixes dropped, a stem for another number of channels adapted as timm does.
 """
 
 import difflib
@@ -83,8 +84,8 @@ def _read(path: Path) -> dict[str, Tensor]:
     try:
         if path.suffix == ".safetensors":
             return load_file(path)
-        if path.suffix not in {".pth", ".pt", ".bin"}:
-            raise ValueError(f"{path}: weight files end in .safetensors, .pth, .pt or .bin.")
+        if path.suffix not in {".pth", ".pt", ".bin", ".ckpt"}:
+            raise ValueError(f"{path}: weight files end in .safetensors, .pth, .pt, .bin or .ckpt.")
         content = torch.load(path, map_location="cpu", weights_only=True)
     except pickle.UnpicklingError as error:
         raise ValueError(

@@ -40,8 +40,9 @@ class ZooModule(Trained):
         encoder_args: Arguments of "mlp", e.g. `{"hidden": [64, 64]}`, or further ones of timm's
             network, e.g. `{"init_values": 1.0e-5}`.
         pretrained: Download timm's weights for it.
-        weights: Local weight file (`.safetensors`, `.pth`) to start from; read when training
-            starts, so that a trained checkpoint loads and resumes when the file is gone.
+        weights: Local weight file (`.safetensors`, `.pth`) to start from, or the checkpoint of
+            any method, of which the encoder is taken; read when training starts, so that a trained
+            checkpoint loads and resumes when the file is gone.
         in_chans: Channels C of the input, or features D of a row (the command line takes it from
             the data).
         stride: Output stride of the encoder, 8, 16 or 32; None: its own.
