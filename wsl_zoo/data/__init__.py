@@ -27,6 +27,7 @@ from wsl_zoo.data.pcam import PCamData
 from wsl_zoo.data.reports import Report
 from wsl_zoo.data.sr_caco2 import SRCACO2Data
 from wsl_zoo.data.synthetic import SyntheticData, SyntheticVideoData
+from wsl_zoo.data.synthetic_reports import SyntheticReportsData
 from wsl_zoo.data.tables import TableData, TabularDataModule
 from wsl_zoo.data.video import VideoDataModule
 from wsl_zoo.data.video_folder import VideoFolderData
@@ -66,6 +67,7 @@ __all__ = [
     "SyntheticExamsData",
     "SyntheticGradesData",
     "SyntheticPairsData",
+    "SyntheticReportsData",
     "SyntheticVideoData",
     "TableData",
     "TabularDataModule",
