@@ -178,7 +178,7 @@ class SyntheticReportsData(ZooDataModule):
         reports: int = 2000,
         text_dim: int = 64,
         noise: float = 0.5,
-        confounding: float = 0.95,
+        confounding: float = 0.8,
         task: Task = "grade",
         scene_seed: int = 0,
         image_size: int = 48,
