@@ -6,6 +6,7 @@ from PIL import Image
 from wsl_zoo.data.dataset import RecordSource, ZooDataset, collate, stable_seed
 from wsl_zoo.data.manifest import DataError, Record
 from wsl_zoo.data.samplers import Key
+from wsl_zoo.data.texts import Texts
 from wsl_zoo.data.transforms import Augment, resize_image, resize_mask
 
 SIZE = (16, 20)
@@ -184,3 +185,17 @@ def test_some_samples_only_keep_their_index(records):
     for position, index in ((0, 2), (1, 0)):
         assert part[position]["index"] == index
         assert torch.equal(part[position]["image"], whole[index]["image"])
+
+
+def test_texts_follow_their_images(records):
+    source = RecordSource(records)
+    features = torch.arange(6.0).view(2, 3)
+    texts = Texts(features, torch.tensor([1, 0, 1, 1][: len(source)]))
+    dataset = ZooDataset(source, (8, 8), texts=texts, only=[2, 1])
+    batch = dataset.collate([dataset[0], dataset[1]])
+    assert batch["index"].tolist() == [2, 1]
+    assert batch["report"].tolist() == [1, 0]
+    assert torch.equal(batch["text"], features[[1, 0]])
+    assert "text" not in ZooDataset(source, (8, 8))[0]
+    with pytest.raises(ValueError, match=f"1 texts for {len(source)} images"):
+        ZooDataset(source, (8, 8), texts=Texts(features, torch.tensor([0])))

@@ -84,6 +84,14 @@ def test_no_row_outside_the_split(copy):
             source.load(index, annotations=False)
 
 
+def test_patches_are_named_without_reading_them(copy):
+    source = PCamData(str(copy[0])).sources["train"]
+    read = [source.load(i, annotations=False).path for i in range(len(source))]
+    assert source.paths == read
+    source.images = source.images.with_name("gone.h5")  # which nothing opens
+    assert source.paths[1].endswith("gone.h5/000001")
+
+
 def test_torchvision_keeps_the_files_in_a_folder(tmp_path):
     content = write_copy(tmp_path / "pcam")
     sample = PCamData(str(tmp_path)).sources["val"].load(2, annotations=False)
