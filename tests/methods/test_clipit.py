@@ -175,11 +175,13 @@ def test_without_weight_no_text_is_read(probe, batch):
     )
 
 
-def test_fusion_may_start_as_the_sum(probe, batch):
-    model = started(classifier=probe, fusion="sum")
+def test_fusion_starts_as_the_sum(probe, batch):
+    model = started(classifier=probe)
     output = model(batch)
     torch.testing.assert_close(output.logits, output.extra["vision"] + output.extra["report"])
-    assert not torch.equal(started(classifier=probe).fusion.weight, model.fusion.weight)
+    published = started(classifier=probe, fusion="random").fusion
+    assert not torch.equal(published.weight, model.fusion.weight)
+    assert published.weight.abs().max() <= (2 * 4) ** -0.5  # as of any linear layer
 
 
 def test_the_published_cross_entropy_is_bounded(probe, batch):

@@ -23,7 +23,9 @@ Map: that of z_v, sum_c W_v[k, c] A_c(p); the paper has none.
 Deviations: the cross-entropy is that of logits (published: of their softmax once more,
 `double_softmax`). u is a cached feature that stands still (published: LoRA on the text tower as
 well, to which gradients flow, so that u and u' may meet in a direction that tells nothing:
-`text_encoder`; `train/text_alike` tells, which then goes to 1). Batch norms keep their
+`text_encoder`; `train/text_alike` tells, which then goes to 1). W_f starts as the sum of both
+branches (published: from random weights, which may turn what the linear probe says around, and
+training then unlearns it). Batch norms keep their
 statistics. The best checkpoint has the highest accuracy on validation images (published: the lowest
 CE + KD on pairs of these). Of a transformer v is the class token, as published, with
 `form="class_token"`, which gives no map, and else the mean of its patch tokens.
@@ -73,7 +75,7 @@ class CLIPIT(ZooModule):
         kd_weight: lambda; 0: no text is read.
         kd_layers: Layers of the map from v to u', 1 or 2.
         double_softmax: The published cross-entropy; see `double_softmax_cross_entropy`.
-        fusion: W_f starts from "random" weights (published), or as the "sum" of z_v and z_t.
+        fusion: W_f starts as the "sum" of z_v and z_t, or from "random" weights (published).
         lora_targets: Layers of the encoder that are adapted, as of `wsl_zoo.encoders.adapt`; "all"
             (published); None: none, the encoder stays as it is.
         lora_rank: Rank of the updates; published: 16.
@@ -100,7 +102,7 @@ class CLIPIT(ZooModule):
         kd_weight: float = 1.0,
         kd_layers: int = 1,
         double_softmax: bool = False,
-        fusion: Literal["random", "sum"] = "random",
+        fusion: Literal["sum", "random"] = "sum",
         lora_targets: str | list[str] | None = "all",
         lora_rank: int = 16,
         lora_alpha: float = 8.0,
@@ -129,7 +131,7 @@ class CLIPIT(ZooModule):
         if select not in ("acc", "balanced_acc", "loss"):
             raise ValueError(f'select={select!r} must be "acc", "balanced_acc" or "loss"')
         if fusion not in ("random", "sum"):
-            raise ValueError(f'fusion={fusion!r} must be "random" or "sum"')
+            raise ValueError(f'fusion={fusion!r} must be "sum" or "random"')
         if kd_weight < 0:
             raise ValueError(f"kd_weight={kd_weight} must not be negative")
         if branches == "vision" and (pairs is not None or text_classifier is not None):
