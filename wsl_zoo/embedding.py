@@ -130,8 +130,6 @@ def fingerprint(source: Source) -> bytes:
     """
     digest = hashlib.blake2b()
     paths: Sequence[str] | None = getattr(source, "paths", None)  # known without reading pixels
-    if isinstance(source, RecordSource):
-        paths = [str(record.image) for record in source.records]
     for index in range(len(source)):
         sample = source.load(index, annotations=False) if paths is None else None
         path = sample.path if sample is not None else paths[index] if paths is not None else ""

@@ -27,7 +27,10 @@ def stable_seed(*parts: int) -> int:
 
 
 class Source(Protocol):
-    """Samples by position; `annotations` says whether to read masks and boxes."""
+    """Samples by position; `annotations` says whether to read masks and boxes.
+
+    A source that knows the `path` of every sample without loading it may list them as `paths`.
+    """
 
     has_masks: bool
     has_boxes: bool
@@ -54,6 +57,11 @@ class RecordSource:
 
     def __len__(self) -> int:
         return len(self.records)
+
+    @property
+    def paths(self) -> list[str]:
+        """What the images are called, in order, without reading them."""
+        return [record.image.as_posix() for record in self.records]
 
     def load(self, index: int, *, annotations: bool) -> Sample:
         """Read image `index`, and its mask and boxes if `annotations`."""

@@ -47,11 +47,8 @@ def image_names(source: Source, root: Path | None = None) -> list[str]:
     Raises:
         DataError: Two samples have one name.
     """
-    records: Sequence[Record] | None = getattr(source, "records", None)
     paths: Sequence[str] | None = getattr(source, "paths", None)  # known without reading pixels
-    if records is not None:
-        paths = [record.image.as_posix() for record in records]
-    elif paths is None:
+    if paths is None:
         paths = [source.load(i, annotations=False).path for i in range(len(source))]
     names = [
         path if root is None or not Path(path).is_relative_to(root)
