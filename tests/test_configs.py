@@ -11,6 +11,7 @@ import yaml
 import wsl_zoo.data
 import wsl_zoo.methods
 from experiments.superres.generate import configs as superres_configs
+from tests.cases.clip import tiny_clip
 from tests.cases.networks import TINY as NETWORKS
 from tests.cases.stages import filled_classifier
 from wsl_zoo import catalogue
@@ -112,6 +113,10 @@ def tiny_config(name: str, folder: Path) -> Path:
         path.write_text(yaml.safe_dump(config), encoding="utf-8")
         return path
     encoder = "test_vit" if TRANSFORMER.search(model.get("encoder", "")) else "test_resnet"
+    if model.get("encoder") == "open_clip":
+        encoder, model["encoder_args"] = "open_clip", {"name": tiny_clip(folder)}
+    if config["model"]["class_path"].endswith("ContrastiveCLIP"):
+        model |= {"text_encoder": {"name": tiny_clip(folder)}, "class_words": None, "text_dim": 8}
     reads_images = not config["model"]["class_path"].endswith("ReportClassifier")
     if reads_images:
         for key, value in {"encoder": encoder, "pretrained": False, "weights": None}.items():
@@ -119,6 +124,7 @@ def tiny_config(name: str, folder: Path) -> Path:
     for key in ("stride", "stride_mode", "form", "img_size", "lora_targets"):
         model.pop(key, None)
     small = 48 if "decoder_args" not in model else 96  # a decoder over levels that do not vanish
+    small = 32 if encoder == "open_clip" else small  # what the tiny tower reads
     data = {"train": 8, "val": 8, "test": 8, "image_size": small, "batch_size": 4}
     augment = {"hflip", "vflip", "rotate90", "color_jitter", "cache"}
     data |= {k: v for k, v in config["data"]["init_args"].items() if k in augment}
@@ -135,7 +141,7 @@ def tiny_config(name: str, folder: Path) -> Path:
             (bool(model.get("negatives")) or model.get("variant", "glas") != "glas"),
         )
     config["data"] = {"class_path": f"wsl_zoo.data.{kind}", "init_args": data}
-    if "text_dim" in model:
+    if "text_dim" in model and "text_encoder" not in model:
         model["text_dim"] = 8
         model["pairs"] = tiny_pairing(folder, getattr(wsl_zoo.data, kind)(**data), 8)
         if reads_images:

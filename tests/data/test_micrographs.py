@@ -1,6 +1,5 @@
 """The built-in micrographs: functions of seed and index, dim ground, scans that lose detail."""
 
-
 import numpy as np
 import pytest
 import torch

@@ -19,7 +19,7 @@ there are, and the hue of the stain, in thirds.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import replace
+from dataclasses import fields, replace
 from itertools import product
 from typing import Any, Literal, get_args
 
@@ -41,8 +41,9 @@ from wsl_zoo.data.tissue import (
 from wsl_zoo.data.transforms import Sample
 
 Task = Literal["grade", "pretext"]
-# Beside the splits of the grade: images of the pretext, and tissues of the reports.
-PRETEXT_OFFSET, REPORT_OFFSET = 100_000_000, 200_000_000
+# Beside the splits of the grade: images of the pretext, tissues of the reports, and prompts.
+PROMPTS = 8  # of a grade
+PRETEXT_OFFSET, REPORT_OFFSET, PROMPT_OFFSET = 100_000_000, 200_000_000, 300_000_000
 CONFOUNDED = 4  # a stream of random numbers apart from those of `data/tissue.py`
 FEW, SOME = 5.47, 10.98  # atypical nuclei that a third, and two thirds, of all tissues are below
 THIRDS = {
@@ -242,6 +243,23 @@ class SyntheticReportsData(ZooDataModule):
         ]
         reports = [Report(text, f"report {j}") for j, text in enumerate(texts)]
         return reports, self._features(tissues, indices)
+
+    def prompt_features(self) -> Tensor:
+        """Return the simulated features (K, 8, D) of prompts, e.g. "tissue of grade 1".
+
+        A prompt knows its grade and nothing else: the eight of a grade are of severities evenly
+        spread over it, the other attributes in the middle of their range.
+
+        Raises:
+            ValueError: The task is the pretext, whose classes no prompt is made for.
+        """
+        if self.task != "grade":
+            raise ValueError(f"task={self.task!r}: there are prompts of grades only")
+        middle = Tissue(*[0.5] * len(fields(Tissue)))
+        places = range(PROMPT_OFFSET, PROMPT_OFFSET + self.classes * PROMPTS)
+        spread = (np.arange(len(places)) + 0.5) / len(places)
+        tissues = [replace(middle, severity=float(severity)) for severity in spread]
+        return self._features(tissues, places).view(self.classes, PROMPTS, self.text_dim)
 
     def image_features(self, split: str) -> Tensor:
         """Return the simulated features (N, D) float32 of a split's images, in order.

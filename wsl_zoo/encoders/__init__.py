@@ -2,7 +2,9 @@
 
 from wsl_zoo.encoders.adapters import adapt, fold, load_plain, lora_parameters, merge, unmerge
 from wsl_zoo.encoders.bank import FeatureBank, average_norms
+from wsl_zoo.encoders.choice import make_encoder
 from wsl_zoo.encoders.features import FeatureCache
+from wsl_zoo.encoders.image_tower import ImageTower
 from wsl_zoo.encoders.lora import LoRAConv2d, LoRALinear
 from wsl_zoo.encoders.mlp import MLPEncoder
 from wsl_zoo.encoders.recompute import recomputed
@@ -16,6 +18,7 @@ __all__ = [
     "FeatureCache",
     "ImageTextEncoder",
     "ImageTextModel",
+    "ImageTower",
     "LoRAConv2d",
     "LoRALinear",
     "MLPEncoder",
@@ -25,6 +28,7 @@ __all__ = [
     "fold",
     "load_plain",
     "lora_parameters",
+    "make_encoder",
     "merge",
     "recomputed",
     "unmerge",

@@ -54,6 +54,7 @@ TESTED: dict[str, str] = {
     "deit_tiny_patch16_224": "any image size that its patches divide",
     "test_resnet": "for tests and the demo; random weights",
     "test_vit": "for tests; random weights",
+    "open_clip": "no timm network: the image tower of an image-text network",
     "mlp": "no timm network: rows of features in place of images",
 }
 

@@ -15,6 +15,7 @@ from wsl_zoo.losses.clusters import (
     overpredicted,
     prediction_bias,
 )
+from wsl_zoo.losses.contrast import in_batch_contrast
 from wsl_zoo.losses.crf import DenseCRF, JointColorCRF
 from wsl_zoo.losses.distill import (
     bernoulli_distillation,
@@ -82,6 +83,7 @@ __all__ = [
     "double_softmax_cross_entropy",
     "forget_set",
     "horizon_labels",
+    "in_batch_contrast",
     "marginal_entropy",
     "masked_bce",
     "nearest_fraction",

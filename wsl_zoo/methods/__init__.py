@@ -9,6 +9,7 @@ from wsl_zoo.methods.cam import CAMClassifier
 from wsl_zoo.methods.cdcl import CDCL
 from wsl_zoo.methods.clipit import CLIPIT
 from wsl_zoo.methods.colocam import CoLoCAM
+from wsl_zoo.methods.contrastive import ContrastiveCLIP
 from wsl_zoo.methods.cutmix import CutMix
 from wsl_zoo.methods.fcam import FCAM
 from wsl_zoo.methods.has import HaS
@@ -50,6 +51,7 @@ __all__ = [
     "AdaDSA",
     "CAMClassifier",
     "CoLoCAM",
+    "ContrastiveCLIP",
     "CutMix",
     "HaS",
     "MaxMin",

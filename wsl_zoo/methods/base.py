@@ -16,7 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from wsl_zoo.cams.normalize import normalize_map
-from wsl_zoo.encoders import Encoder, MLPEncoder
+from wsl_zoo.encoders import ImageTower, MLPEncoder, make_encoder
 from wsl_zoo.methods.training import Trained
 from wsl_zoo.prediction import Prediction, predict_image
 from wsl_zoo.schedules import OptimizerName
@@ -36,10 +36,11 @@ class ZooModule(Trained):
     Args:
         num_classes: Number K of classes (the command line takes it from the data).
         class_names: Their names in label order; stored in checkpoints.
-        encoder: Any timm model name; "mlp" for rows of features (see `MLPEncoder`).
-        encoder_args: Arguments of "mlp", e.g. `{"hidden": [64, 64]}`, or further ones of timm's
-            network, e.g. `{"init_values": 1.0e-5}`.
-        pretrained: Download timm's weights for it.
+        encoder: Any timm model name; "open_clip" for the image tower of an image-text network (see
+            `ImageTower`), "mlp" for rows of features (see `MLPEncoder`).
+        encoder_args: Arguments of "open_clip", e.g. `{"name": "ViT-B-32"}`, of "mlp", e.g.
+            `{"hidden": [64, 64]}`, or further ones of timm's, e.g. `{"init_values": 1.0e-5}`.
+        pretrained: Download timm's weights for it, or open-clip's.
         weights: Local weight file (`.safetensors`, `.pth`) to start from, or the checkpoint of
             any method, of which the encoder is taken; read when training starts, so that a trained
             checkpoint loads and resumes when the file is gone.
@@ -101,20 +102,17 @@ class ZooModule(Trained):
         super().__init__()
         self.save_hyperparameters()
         self.set_classes(num_classes, class_names)
-        self.encoder = (
-            MLPEncoder(in_chans, **(encoder_args or {}))
-            if encoder == "mlp"
-            else Encoder(
-                encoder,
-                in_chans=in_chans,
-                stride=stride,
-                stride_mode=stride_mode,
-                mean=mean,
-                std=std,
-                form=form,
-                img_size=img_size,
-                args=encoder_args,
-            )
+        self.encoder = make_encoder(
+            encoder,
+            encoder_args,
+            pretrained=pretrained,
+            in_chans=in_chans,
+            stride=stride,
+            stride_mode=stride_mode,
+            mean=mean,
+            std=std,
+            form=form,
+            img_size=img_size,
         )
 
     def param_groups(self) -> list[dict[str, Any]]:
@@ -213,6 +211,8 @@ class ZooModule(Trained):
         return predict_image(self, image, target)
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Store also what images are normalised by."""
+        """Store also what images are normalised by, and an image tower's architecture."""
         super().on_save_checkpoint(checkpoint)
+        if isinstance(self.encoder, ImageTower):
+            checkpoint["hyper_parameters"]["encoder_args"] = {"config": self.encoder.config}
         checkpoint["wsl_zoo"] |= {"mean": list(self.encoder.mean), "std": list(self.encoder.std)}

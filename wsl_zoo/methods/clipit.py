@@ -41,20 +41,20 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from wsl_zoo.checkpoints import load_checkpoint
-from wsl_zoo.encoders import ImageTextEncoder, TextTower, adapt, load_plain
+from wsl_zoo.encoders import adapt, load_plain
 from wsl_zoo.heads import WGAP, TextHead, text_map
 from wsl_zoo.losses.distill import cosine_distillation, double_softmax_cross_entropy
-from wsl_zoo.methods.base import ZooModule
 from wsl_zoo.methods.cam import CAMClassifier
 from wsl_zoo.methods.paired import give_texts, text_of
 from wsl_zoo.methods.report_classifier import ReportClassifier
+from wsl_zoo.methods.text_tuning import TextTuning
 from wsl_zoo.schedules import OptimizerName
 from wsl_zoo.types import Batch, Output
 
 BRANCHES = ("distilled", "vision", "report")
 
 
-class CLIPIT(ZooModule):
+class CLIPIT(TextTuning):
     """An image classifier that learns to guess the text of reports, and what it is compared with.
 
     Optimiser defaults are the published ones: Adam, rate 1e-3 for all, coupled weight decay 1e-4.
@@ -156,8 +156,6 @@ class CLIPIT(ZooModule):
         if branches == "distilled":
             self.guess = text_map(width, text_dim, kd_layers)
         self._alike: dict[str, Tensor] = {}
-        self.text_tower: TextTower | None = None
-        """Text tower in training, where u moves; no part of the weights."""
         if branches != "vision" and fusion == "sum":
             with torch.no_grad():
                 self.fusion.weight.copy_(torch.eye(classes).repeat(1, 2))
@@ -177,18 +175,14 @@ class CLIPIT(ZooModule):
         h = self.hparams
         give_texts(self.trainer, h["pairs"], stage, self.reads_text, h["text_dim"])
         if stage == "fit" and h["text_encoder"] is not None:
-            self.text_tower = self._make_tower()
+            self.text_tower = self.make_tower(h["text_encoder"], self._reports())
 
-    def _make_tower(self) -> TextTower:
-        h = self.hparams
+    def _reports(self) -> Sequence[str]:
         texts = getattr(self.trainer.datamodule, "texts", {}).get("train")  # type: ignore[attr-defined]
         if texts is None or not texts.words:
             raise ValueError("text_encoder reads the reports of a pairing: give --model.pairs DIR")
-        encoder = ImageTextEncoder(**h["text_encoder"])
-        if encoder.dim != h["text_dim"]:
-            raise ValueError(f"text_encoder has {encoder.dim} features: text_dim={h['text_dim']}")
-        tower = TextTower(encoder, texts.words, h["lora_rank"], h["lora_alpha"], h["lora_dropout"])
-        return tower.to(self.device)
+        words: Sequence[str] = texts.words
+        return words
 
     def frozen(self) -> Iterable[nn.Module]:
         """Return what is not trained at all; what is adapted is frozen inside its adapters."""
@@ -307,19 +301,6 @@ class CLIPIT(ZooModule):
                 batch_size=len(batch["index"]),
             )  # fmt: skip
         return total
-
-    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Store also what the text tower has learned, for a run that resumes."""
-        super().on_save_checkpoint(checkpoint)
-        if self.text_tower is not None:
-            checkpoint["wsl_zoo"]["text_factors"] = self.text_tower.factors()
-
-    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Restore it where there is such a tower."""
-        super().on_load_checkpoint(checkpoint)
-        factors = checkpoint.get("wsl_zoo", {}).get("text_factors")
-        if self.text_tower is not None and factors is not None:
-            self.text_tower.take_factors(factors)
 
     @property
     def selects_by(self) -> tuple[str, Literal["min", "max"]]:
