@@ -29,7 +29,7 @@ if UNDER_XDIST:  # workers share the cores; inherited by the processes that test
         os.environ[variable] = "1"
     os.environ["NUMBA_NUM_THREADS"] = "1"
 # Tests of several processes fork them from one that has imported all this once.
-multiprocessing.set_forkserver_preload(["pytorch_lightning", "wsl_zoo.methods", "wsl_zoo.data"])
+multiprocessing.set_forkserver_preload(["pytorch_lightning", "wsl_zoo.methods", "tests.warm"])
 
 
 class NetworkUsed(RuntimeError):

@@ -24,13 +24,20 @@ def scenes(**kwargs: Any) -> SyntheticData:
 
 
 def beats_its_seeder(
-    method: Callable[..., ZooModule], folder: Path, data: SyntheticData, margin: float, **args: Any
+    method: Callable[..., ZooModule],
+    folder: Path,
+    data: SyntheticData,
+    margin: float,
+    *,
+    first: SyntheticData | None = None,
+    epochs: int = 6,
+    **args: Any,
 ) -> dict[str, tuple[float, float]]:
-    """Train both stages; return PxAP and MaxBoxAccV2 with those of stage 1 plus a margin."""
-    path = trained_classifier(folder, data)
+    """Train both stages, stage 1 on `first`; return metrics with those of stage 1 plus a margin."""
+    path = trained_classifier(folder, first or data)
     names = {"num_classes": data.num_classes, "class_names": data.class_names}
     model = method(classifier=path, decoder_args=DECODER, **SMALL | FAST | names | args)
-    trainer(folder, max_epochs=6, limit_val_batches=0).fit(model, data)
+    trainer(folder, max_epochs=epochs, limit_val_batches=0).fit(model, data)
     before = trainer(folder).validate(wsl_zoo.load(path), data, verbose=False)[0]
     after = trainer(folder).validate(model, data, verbose=False)[0]
     return {

@@ -16,7 +16,7 @@ def arguments(folder: Path) -> dict[str, Any]:
 def learned_hues(model: ZooModule, folder: Path) -> dict[str, tuple[float, float]]:
     """Train a few seconds on hues; accuracy against 0.9, PxAP against 1.5 times the prevalence."""
     data = SyntheticData(train=400, val=100, test=100, cue="hue", image_size=128, batch_size=16)
-    trainer(folder, max_epochs=8, limit_val_batches=0).fit(model, data)
+    trainer(folder, max_epochs=4, limit_val_batches=0).fit(model, data)
     values = trainer(folder).validate(model, data, verbose=False)[0]
     return {
         "accuracy": (values["val/acc"], 0.9),

@@ -270,6 +270,20 @@ def test_features_are_in_the_order_of_the_images():
         assert torch.equal(data.image_features("val"), expected)
 
 
+@pytest.mark.parametrize("classes", [2, 4])
+def test_prompts_tell_the_grade_and_nothing_else(classes):
+    """Their mean is nearest to images of the grade; what a report tells beside it is unknown."""
+    data = small(classes=classes, test=100, noise=0.0, text_dim=256)
+    prompts = data.prompt_features()
+    assert prompts.shape == (classes, 8, 256)
+    torch.testing.assert_close(prompts.norm(dim=2), torch.ones(classes, 8))
+    nearest = (data.image_features("test") @ prompts.mean(dim=1).T).argmax(dim=1)
+    label = torch.tensor([data.dataset("test")[i]["label"] for i in range(100)])
+    assert (nearest == label).float().mean() > (0.9 if classes == 2 else 0.7)
+    with pytest.raises(ValueError, match="prompts of grades only"):
+        small(task="pretext").prompt_features()
+
+
 def test_images_follow_their_own_seed_only():
     def image(**kwargs):
         return small(**kwargs).dataset("val")[2]["image"]

@@ -146,7 +146,7 @@ class Frames:
 def test_workers_of_a_loader_read_for_themselves(clip):
     frames = Frames(clip)
     assert frames[13] == 13  # the parent's file is open and in the middle
-    loader = DataLoader(frames, 4, num_workers=2, multiprocessing_context="spawn")
+    loader = DataLoader(frames, 4, num_workers=2, multiprocessing_context="forkserver")
     assert [int(i) for batch in loader for i in batch] == list(range(COUNT))
     assert frames[14] == 14
 

@@ -14,7 +14,7 @@ from tests.cases.clipit import DIM
 from tests.cases.contrastive import TINY, ready
 from wsl_zoo.data import SyntheticReportsData
 from wsl_zoo.encoders import ImageTextEncoder, lora_parameters
-from wsl_zoo.methods import ContrastiveCLIP
+from wsl_zoo.methods import CLIPIT, CAMClassifier, ContrastiveCLIP
 from wsl_zoo.methods.contrastive import TEMPLATES
 
 NAMES = ["adipose", "debris", "mucus", "tumour"]
@@ -237,3 +237,23 @@ def test_texts_of_another_size_are_refused(tmp_path):
         fit(ContrastiveCLIP(**TINY), tmp_path, tiny_data())
     with pytest.raises(ValueError, match="must be of one network"):
         vision_language(tmp_path, text_dim=TINY_CLIP["embed_dim"] + 1)
+
+
+def test_an_image_tower_is_the_encoder_of_other_methods_too(tmp_path):
+    """The probe of CLIP-IT on an image-text network, and LoRA from there."""
+    pytest.importorskip("open_clip")
+    settings = {
+        "num_classes": 4, "encoder": "open_clip", "encoder_args": {"name": tiny_clip(tmp_path)}
+    }  # fmt: skip
+    probe = CAMClassifier(**settings | {"freeze_encoder": True})
+    data = tiny_data(image_size=32)
+    path = tmp_path / "probe.ckpt"
+    fit(probe, tmp_path, data).save_checkpoint(path)
+    model = CLIPIT(**settings | {"classifier": str(path), "branches": "vision", "lora_rank": 2})
+    fit(model, tmp_path, data)
+    learned = [factor for factor in lora_parameters(model.encoder) if factor.abs().max() > 0]
+    assert len(learned) == len(lora_parameters(model.encoder))
+    plain = dict(probe.encoder.named_parameters())
+    for name, value in model.encoder.named_parameters():
+        if name in plain:
+            assert torch.equal(value, plain[name]), name
