@@ -48,7 +48,6 @@ from wsl_zoo.methods.cam import CAMClassifier
 from wsl_zoo.methods.paired import give_texts, text_of
 from wsl_zoo.methods.report_classifier import ReportClassifier
 from wsl_zoo.methods.text_tuning import TextTuning
-from wsl_zoo.schedules import OptimizerName
 from wsl_zoo.types import Batch, Output
 
 BRANCHES = ("distilled", "vision", "report")
@@ -57,7 +56,6 @@ BRANCHES = ("distilled", "vision", "report")
 class CLIPIT(TextTuning):
     """An image classifier that learns to guess the text of reports, and what it is compared with.
 
-    Optimiser defaults are the published ones: Adam, rate 1e-3 for all, coupled weight decay 1e-4.
     Published too: batches of 64, gradients clipped to a norm of 0.5 (`trainer.gradient_clip_val`).
 
     Args:
@@ -67,7 +65,6 @@ class CLIPIT(TextTuning):
         text_classifier: Checkpoint of a `ReportClassifier`: with "report" what reads the text;
             with "distilled" what z_t starts from (published: None, random weights).
         pairs: Folder that `wsl-zoo pair` wrote; None: batches hold `text` anyway.
-        text_dim: Features D of a text.
         text_hidden: Width of the network of z_t.
         text_encoder: Arguments of an `ImageTextEncoder`, that of the pairing, e.g.
             `{"name": "ViT-B-32", "weights": "clip.pt"}`: its text tower learns by LoRA too, of the
@@ -76,15 +73,10 @@ class CLIPIT(TextTuning):
         kd_layers: Layers of the map from v to u', 1 or 2.
         double_softmax: The published cross-entropy; see `double_softmax_cross_entropy`.
         fusion: W_f starts as the "sum" of z_v and z_t, or from "random" weights (published).
-        lora_targets: Layers of the encoder that are adapted, as of `wsl_zoo.encoders.adapt`; "all"
-            (published); None: none, the encoder stays as it is.
-        lora_rank: Rank of the updates; published: 16.
-        lora_alpha: They are multiplied by alpha / rank; published: 8, in an example 4.
-        lora_dropout: On their inputs in training.
         lora_head: W_v is adapted too (published); False: it is trained.
         select: `best_cl` by the highest accuracy on validation images ("acc"), the mean recall of
             their classes ("balanced_acc"), or the lowest cross-entropy ("loss").
-        **kwargs: See `ZooModule`.
+        **kwargs: See `TextTuning` (size of texts, LoRA, recipe) and `ZooModule`.
 
     Raises:
         ValueError: Options that do not go together, or are out of their range.
@@ -96,36 +88,17 @@ class CLIPIT(TextTuning):
         classifier: str | None = None,
         text_classifier: str | None = None,
         pairs: str | None = None,
-        text_dim: int = 512,
         text_hidden: int = 512,
         text_encoder: dict[str, Any] | None = None,
         kd_weight: float = 1.0,
         kd_layers: int = 1,
         double_softmax: bool = False,
         fusion: Literal["sum", "random"] = "sum",
-        lora_targets: str | list[str] | None = "all",
-        lora_rank: int = 16,
-        lora_alpha: float = 8.0,
-        lora_dropout: float = 0.0,
         lora_head: bool = True,
         select: Literal["acc", "balanced_acc", "loss"] = "acc",
-        freeze_bn: bool = True,
-        optimizer: OptimizerName = "adam",
-        lr: float = 1.0e-3,
-        head_lr_factor: float = 1.0,
-        weight_decay: float = 1.0e-4,
-        schedule: Literal["step", "cosine", "constant"] = "constant",
         **kwargs: Any,
     ) -> None:
-        super().__init__(
-            freeze_bn=freeze_bn,
-            optimizer=optimizer,
-            lr=lr,
-            head_lr_factor=head_lr_factor,
-            weight_decay=weight_decay,
-            schedule=schedule,
-            **kwargs,
-        )
+        super().__init__(**kwargs)
         if branches not in BRANCHES:
             raise ValueError(f"branches={branches!r} must be one of {', '.join(BRANCHES)}")
         if select not in ("acc", "balanced_acc", "loss"):
@@ -142,19 +115,14 @@ class CLIPIT(TextTuning):
                 'branches="distilled" and kd_weight above 0'
             )
         classes, width = self.num_classes, self.encoder.final_channels
-        lora: dict[str, Any] = {
-            "rank": lora_rank, "alpha": lora_alpha, "dropout": lora_dropout
-        }  # fmt: skip
-        if lora_targets is not None:
-            adapt(self.encoder, lora_targets, **lora)
         self.head = WGAP(width, classes)
         if lora_head:
-            adapt(self.head, **lora)
+            adapt(self.head, **self.lora)
         if branches != "vision":
-            self.text_head = TextHead(text_dim, classes, text_hidden)
+            self.text_head = TextHead(self.hparams["text_dim"], classes, text_hidden)
             self.fusion = nn.Linear(2 * classes, classes)
         if branches == "distilled":
-            self.guess = text_map(width, text_dim, kd_layers)
+            self.guess = text_map(width, self.hparams["text_dim"], kd_layers)
         self._alike: dict[str, Tensor] = {}
         if branches != "vision" and fusion == "sum":
             with torch.no_grad():
@@ -186,8 +154,7 @@ class CLIPIT(TextTuning):
 
     def frozen(self) -> Iterable[nn.Module]:
         """Return what is not trained at all; what is adapted is frozen inside its adapters."""
-        if self.hparams["lora_targets"] is None:
-            yield self.encoder
+        yield from super().frozen()
         if self.hparams["branches"] == "report":
             yield self.text_head
 

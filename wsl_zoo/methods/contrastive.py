@@ -22,7 +22,6 @@ training is the first template, the published one is not known.
 
 from __future__ import annotations
 
-from collections.abc import Iterable
 from typing import Any, Literal
 
 import torch
@@ -31,10 +30,9 @@ from torch.nn import functional as F
 
 from wsl_zoo.cams.activation import evaluating
 from wsl_zoo.data.feature_files import read_features
-from wsl_zoo.encoders import ImageTower, adapt
+from wsl_zoo.encoders import ImageTower
 from wsl_zoo.losses.contrast import in_batch_contrast
 from wsl_zoo.methods.text_tuning import TextTuning
-from wsl_zoo.schedules import OptimizerName
 from wsl_zoo.types import Batch, Output
 
 # Of CONCH (Lu et al., "A visual-language foundation model for computational pathology", Nature
@@ -68,8 +66,6 @@ TEMPLATES = (
 class ContrastiveCLIP(TextTuning):
     """An image encoder whose embeddings are compared with those of prompts of the classes.
 
-    Optimiser defaults are those of `CLIPIT`: Adam, rate 1e-3 for all, coupled weight decay 1e-4.
-
     Args:
         text_encoder: Arguments of an `ImageTextEncoder`, e.g. `{"name": "ViT-B-32", "weights":
             "clip.pt"}`: with the image tower of the same network, give that the same weights.
@@ -78,17 +74,11 @@ class ContrastiveCLIP(TextTuning):
         class_words: What a prompt calls each class, in label order; None: the class names.
         templates: Prompts with {} for these words; the first is that of training. None: the 22 of
             CONCH.
-        text_dim: Features D of a text.
         temperature: tau, positive; published: 0.07.
         negatives: What an image is told from: all "classes", or the prompts of the other images of
             its "batch" (published).
-        lora_targets: Layers of the image encoder that are adapted, as of
-            `wsl_zoo.encoders.adapt`; "all" (published); None: none, it stays as it is.
         lora_text: The text tower is adapted too (published); False: texts stand still.
-        lora_rank: Rank of the updates; published: 16.
-        lora_alpha: They are multiplied by alpha / rank; published: 8.
-        lora_dropout: On their inputs in training.
-        **kwargs: See `ZooModule`.
+        **kwargs: See `TextTuning` (size of texts, LoRA, recipe) and `ZooModule`.
 
     Attributes:
         class_text: `(K, D)` float32, the mean unit embeddings of the prompts; 0 before training.
@@ -105,31 +95,12 @@ class ContrastiveCLIP(TextTuning):
         prompt_features: str | None = None,
         class_words: list[str] | None = None,
         templates: list[str] | None = None,
-        text_dim: int = 512,
         temperature: float = 0.07,
         negatives: Literal["classes", "batch"] = "classes",
-        lora_targets: str | list[str] | None = "all",
         lora_text: bool = True,
-        lora_rank: int = 16,
-        lora_alpha: float = 8.0,
-        lora_dropout: float = 0.0,
-        freeze_bn: bool = True,
-        optimizer: OptimizerName = "adam",
-        lr: float = 1.0e-3,
-        head_lr_factor: float = 1.0,
-        weight_decay: float = 1.0e-4,
-        schedule: Literal["step", "cosine", "constant"] = "constant",
         **kwargs: Any,
     ) -> None:
-        super().__init__(
-            freeze_bn=freeze_bn,
-            optimizer=optimizer,
-            lr=lr,
-            head_lr_factor=head_lr_factor,
-            weight_decay=weight_decay,
-            schedule=schedule,
-            **kwargs,
-        )
+        super().__init__(**kwargs)
         if not temperature > 0:
             raise ValueError(f"temperature={temperature} must be positive")
         if negatives not in ("classes", "batch"):
@@ -143,8 +114,7 @@ class ContrastiveCLIP(TextTuning):
                 raise ValueError(f"the template {template!r} must hold {{}} once, for the class")
         if templates is not None and not templates:
             raise ValueError("templates is empty: one is needed at least")
-        if lora_targets is not None:
-            adapt(self.encoder, lora_targets, lora_rank, lora_alpha, lora_dropout)
+        text_dim = self.hparams["text_dim"]
         self.projection: nn.Linear | None = None
         if not isinstance(self.encoder, ImageTower):
             self.projection = nn.Linear(self.encoder.final_channels, text_dim, bias=False)
@@ -160,10 +130,6 @@ class ContrastiveCLIP(TextTuning):
         """Return the prompts of all classes, T of the first class first."""
         words = self.hparams["class_words"] or self.class_names
         return [t.format(word) for word in words for t in self.hparams["templates"] or TEMPLATES]
-
-    def frozen(self) -> Iterable[nn.Module]:
-        """Return the image encoder where it is not trained at all."""
-        return [self.encoder] if self.hparams["lora_targets"] is None else []
 
     def setup(self, stage: str) -> None:
         """Read what embeds the prompts, or the embeddings."""

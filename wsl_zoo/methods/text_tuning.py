@@ -3,28 +3,71 @@
 from __future__ import annotations
 
 from abc import abstractmethod
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
-from typing import Any
+from typing import Any, Literal
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
-from wsl_zoo.encoders import ImageTextEncoder, TextTower
+from wsl_zoo.encoders import ImageTextEncoder, TextTower, adapt
 from wsl_zoo.methods.base import ZooModule
+from wsl_zoo.schedules import OptimizerName
 from wsl_zoo.types import Batch, Output
 
 
 class TextTuning(ZooModule):
-    """Base of methods with a text tower in training: it is in no weights, and resumes bit for bit.
+    """Base of methods in which image and text encoders learn by LoRA, with CLIP-IT's recipe.
 
-    Options `text_dim`, `lora_rank`, `lora_alpha` and `lora_dropout` are read.
+    Text towers are there in training alone: in no weights, and resumed bit for bit.
+    Optimiser defaults are the published ones: Adam, rate 1e-3 for all, coupled weight decay 1e-4.
+
+    Args:
+        text_dim: Features D of a text.
+        lora_targets: Layers of the image encoder that are adapted, as of
+            `wsl_zoo.encoders.adapt`; "all" (published); None: none, the encoder stays as it is.
+        lora_rank: Rank of the updates; published: 16.
+        lora_alpha: They are multiplied by alpha / rank; published: 8, in an example 4.
+        lora_dropout: On their inputs in training.
+        **kwargs: See `ZooModule`.
     """
 
-    def __init__(self, **kwargs: Any) -> None:
-        super().__init__(**kwargs)
+    def __init__(
+        self,
+        text_dim: int = 512,
+        lora_targets: str | list[str] | None = "all",
+        lora_rank: int = 16,
+        lora_alpha: float = 8.0,
+        lora_dropout: float = 0.0,
+        freeze_bn: bool = True,
+        optimizer: OptimizerName = "adam",
+        lr: float = 1.0e-3,
+        head_lr_factor: float = 1.0,
+        weight_decay: float = 1.0e-4,
+        schedule: Literal["step", "cosine", "constant"] = "constant",
+        **kwargs: Any,
+    ) -> None:
+        super().__init__(
+            freeze_bn=freeze_bn,
+            optimizer=optimizer,
+            lr=lr,
+            head_lr_factor=head_lr_factor,
+            weight_decay=weight_decay,
+            schedule=schedule,
+            **kwargs,
+        )
+        self.lora: dict[str, Any] = {
+            "rank": lora_rank, "alpha": lora_alpha, "dropout": lora_dropout
+        }  # fmt: skip
+        """Arguments of every adapter."""
         self.text_tower: TextTower | None = None
         """Text tower in training, where texts move; no part of the weights."""
+        if lora_targets is not None:
+            adapt(self.encoder, lora_targets, **self.lora)
+
+    def frozen(self) -> Iterable[nn.Module]:
+        """Return the image encoder, if it is not adapted: what is adapted freezes itself."""
+        return [self.encoder] if self.hparams["lora_targets"] is None else []
 
     @abstractmethod
     def loss(self, batch: Batch, output: Output) -> dict[str, Tensor]:
@@ -40,11 +83,9 @@ class TextTuning(ZooModule):
         Raises:
             ValueError: Its features are of another size than the model is built for.
         """
-        h = self.hparams
         encoder = self.text_encoder(arguments)
         with self._seeded():
-            tower = TextTower(encoder, texts, h["lora_rank"], h["lora_alpha"], h["lora_dropout"])
-        return tower.to(self.device)
+            return TextTower(encoder, texts, **self.lora).to(self.device)
 
     def text_encoder(self, arguments: dict[str, Any]) -> ImageTextEncoder:
         """Return an encoder whose features the model is built for.
