@@ -29,7 +29,7 @@ OUTER = {
     "export",
     "hub",
 }  # cli is above
-INNER = {"types", "files", "acquisition", "colors"} | MIDDLE
+INNER = {"types", "files", "precision", "acquisition", "colors"} | MIDDLE
 BELOW_CLI = (
     INNER | {"schedules", "prediction", "checkpoints", "tiling", "methods", "pictures"} | OUTER
 )
@@ -39,13 +39,14 @@ ALLOWED: dict[str, set[str]] = {
     "catalogue": set(),
     "types": set(),
     "files": set(),
+    "precision": set(),
     "options": {"roundstate"},
     "embedding": INNER,
     "pairing": INNER | {"embedding"},
     "acquisition": set(),
     "colors": set(),
-    **{part: {"types", "files"} for part in MIDDLE},
-    "networks": {"types", "files", "heads"},
+    **{part: {"types", "files", "precision"} for part in MIDDLE},
+    "networks": {"types", "files", "precision", "heads"},
     "pictures": {"types", "files", "metrics"},
     "schedules": set(),
     "prediction": INNER,

@@ -26,7 +26,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from wsl_zoo.heads.pooling import at_least_float32, xavier
+from wsl_zoo.heads.pooling import xavier
+from wsl_zoo.precision import at_least_float32
 
 # Widths of the blocks, deep to shallow, of F-CAM; further blocks have the last width.
 WIDTHS = (256, 128, 64, 32, 16)

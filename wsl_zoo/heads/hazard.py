@@ -11,7 +11,7 @@ from typing import Literal
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from wsl_zoo.heads.pooling import at_least_float32
+from wsl_zoo.precision import at_least_float32
 
 
 class AdditiveHazard(nn.Module):

@@ -24,7 +24,7 @@ import torch
 from torch import Tensor, nn
 
 from wsl_zoo.heads.decoder import CHANNELS_LAST, resize
-from wsl_zoo.heads.pooling import at_least_float32
+from wsl_zoo.precision import at_least_float32
 
 UP_CHANNELS = (256, 128, 128, 64)
 """Of the blocks upwards, deep to shallow, over the five levels of a ResNet."""

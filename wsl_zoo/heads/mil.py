@@ -14,7 +14,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from wsl_zoo.heads.pooling import PoolingHead, at_least_float32, xavier
+from wsl_zoo.heads.pooling import PoolingHead, xavier
+from wsl_zoo.precision import at_least_float32
 
 
 class AttentionMIL(PoolingHead):

@@ -27,12 +27,9 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from wsl_zoo.precision import at_least_float32
+
 Layer = TypeVar("Layer", nn.Conv2d, nn.Linear)
-
-
-def at_least_float32(x: Tensor) -> Tensor:
-    """Half-precision tensors as float32, all others unchanged: sums over positions need it."""
-    return x.float() if x.dtype in (torch.float16, torch.bfloat16) else x
 
 
 class PoolingHead(nn.Module, ABC):

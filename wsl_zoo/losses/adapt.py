@@ -19,7 +19,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from wsl_zoo.losses.exact import to_float
+from wsl_zoo.precision import to_float
 
 NORM_EPSILON = 1e-6
 """Features of no greater norm have no direction: cosine 0, gradient 0. Ours."""

@@ -9,9 +9,10 @@ from typing import Literal, get_args
 import torch
 from torch import Tensor
 
-from wsl_zoo.losses.exact import Points, exact_filter, exact_rows, to_float
+from wsl_zoo.losses.exact import Points, exact_filter, exact_rows
 from wsl_zoo.losses.grid import check_spacing, grid_filter
 from wsl_zoo.losses.permutohedral import permutohedral_filter
+from wsl_zoo.precision import to_float
 
 Backend = Literal["permutohedral", "grid", "exact", "auto"]
 

@@ -39,8 +39,9 @@ from torch.autograd.function import once_differentiable
 from torch.nn import functional
 
 from wsl_zoo.losses.bilateral import Backend, Options
-from wsl_zoo.losses.exact import Points, to_float
+from wsl_zoo.losses.exact import Points
 from wsl_zoo.losses.grid import ORDERS
+from wsl_zoo.precision import to_float
 
 Order = Literal["linear", "quadratic", "cubic"]
 

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from wsl_zoo.losses.precision import at_least_float32
+from wsl_zoo.precision import at_least_float32
 
 SHORTEST = 1e-12  # of a vector that is normalised, as published
 

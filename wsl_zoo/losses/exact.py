@@ -85,8 +85,3 @@ def gaussian(rows: Tensor, columns: Tensor) -> Tensor:
     for row, column in zip(rows, columns, strict=True):
         exponent += (row[:, None] - column).square_()
     return exponent.mul_(-0.5).exp_()
-
-
-def to_float(tensor: Tensor) -> Tensor:
-    """Return float64 as it is, anything else as float32."""
-    return tensor if tensor.dtype == torch.float64 else tensor.float()

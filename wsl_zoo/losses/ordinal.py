@@ -34,7 +34,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from wsl_zoo.losses.barrier import ExtendedLogBarrier
-from wsl_zoo.losses.precision import at_least_float32
+from wsl_zoo.precision import at_least_float32
 
 LINEAR_BELOW = 1e-3  # e: probabilities of either sign count by their logarithm above it
 

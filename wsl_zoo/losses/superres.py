@@ -27,7 +27,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from wsl_zoo.losses.precision import at_least_float32
+from wsl_zoo.precision import at_least_float32
 
 PixelLoss = Literal["l2", "l1", "charbonnier"]
 StageTarget = Literal["antialias", "published"]

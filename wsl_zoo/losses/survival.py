@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from wsl_zoo.losses.precision import at_least_float32
+from wsl_zoo.precision import at_least_float32
 
 UNKNOWN = -1
 

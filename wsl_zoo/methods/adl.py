@@ -22,8 +22,8 @@ import torch
 from torch import Tensor, nn
 
 from wsl_zoo.encoders import Encoder, surgery
-from wsl_zoo.heads.pooling import at_least_float32
 from wsl_zoo.methods.cam import CAMClassifier
+from wsl_zoo.precision import at_least_float32
 
 LEVELS = 3  # as many layers as the paper has
 

@@ -27,8 +27,8 @@ from wsl_zoo.encoders.attention import (
     forward_tokens,
     require_class_token,
 )
-from wsl_zoo.heads.pooling import at_least_float32
 from wsl_zoo.methods.base import ZooModule
+from wsl_zoo.precision import at_least_float32
 from wsl_zoo.schedules import OptimizerName
 from wsl_zoo.types import Batch, Output
 

@@ -26,8 +26,8 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from wsl_zoo.encoders.attention import read_attention
-from wsl_zoo.heads.pooling import at_least_float32
 from wsl_zoo.methods.tscam import TSCAM, token_attention
+from wsl_zoo.precision import at_least_float32
 from wsl_zoo.types import Batch, Output
 
 NEWTON_STEPS = 5

@@ -18,8 +18,8 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from wsl_zoo.encoders.attention import read_attention, require_class_token
-from wsl_zoo.heads.pooling import at_least_float32
 from wsl_zoo.methods.base import ZooModule
+from wsl_zoo.precision import at_least_float32
 from wsl_zoo.schedules import OptimizerName
 from wsl_zoo.types import Batch, Output
 

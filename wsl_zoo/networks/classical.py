@@ -20,8 +20,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from wsl_zoo.heads.pooling import at_least_float32
 from wsl_zoo.networks.base import SuperResolution, upsampled
+from wsl_zoo.precision import at_least_float32
 
 Kind = Literal["nearest", "bilinear", "bicubic", "bicubic_opencv", "lanczos"]
 

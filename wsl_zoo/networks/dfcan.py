@@ -16,10 +16,10 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from wsl_zoo.heads.pooling import at_least_float32
 from wsl_zoo.networks.attention_blocks import ChannelGate
 from wsl_zoo.networks.base import SuperResolution
 from wsl_zoo.networks.blocks import conv
+from wsl_zoo.precision import at_least_float32
 
 SPECTRUM_EPS = 1e-8
 SPECTRUM_POWER = 0.8

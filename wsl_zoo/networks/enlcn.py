@@ -18,9 +18,9 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from wsl_zoo.heads.pooling import at_least_float32
 from wsl_zoo.networks.attention_blocks import NonLocalEDSR
 from wsl_zoo.networks.blocks import conv
+from wsl_zoo.precision import at_least_float32
 
 FEATURE_EPS = 1e-4
 NORM_EPS = 5e-5  # of queries and keys; the benchmark does not say, NLSN's is taken

@@ -20,9 +20,9 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from wsl_zoo.heads.pooling import at_least_float32
 from wsl_zoo.networks.attention_blocks import NonLocalEDSR, pieces
 from wsl_zoo.networks.blocks import conv
+from wsl_zoo.precision import at_least_float32
 
 KEY_EPS = 5e-5
 MAX_BUCKETS = 128
