@@ -143,6 +143,8 @@ def test_features_of_prompts_need_no_text_encoder(tmp_path, monkeypatch):
     model = ContrastiveCLIP(**TINY | options)
     fit(model, tmp_path, tiny_data())
     torch.testing.assert_close(model.class_text, F.normalize(features, dim=1))
+    assert "fixed_text" in dict(model.named_buffers())  # goes where the model goes
+    assert "fixed_text" not in model.state_dict()
 
 
 def test_built_in_tissue_has_prompts(tmp_path):

@@ -88,6 +88,7 @@ class ContrastiveCLIP(TextTuning):
     """
 
     class_text: Tensor
+    fixed_text: Tensor | None
 
     def __init__(
         self,
@@ -124,12 +125,14 @@ class ContrastiveCLIP(TextTuning):
                 f"have text_dim={text_dim}: they must be of one network"
             )
         self.register_buffer("class_text", torch.zeros(self.num_classes, text_dim))
-        self._fixed: Tensor | None = None  # unit features of the prompts (K, T, D) that stand still
+        # Unit features (K, T, D) of prompts that stand still; a buffer, to be where the images are.
+        self.register_buffer("fixed_text", None, persistent=False)
 
     def prompts(self) -> list[str]:
         """Return the prompts of all classes, T of the first class first."""
         words = self.hparams["class_words"] or self.class_names
-        return [t.format(word) for word in words for t in self.hparams["templates"] or TEMPLATES]
+        templates = self.hparams["templates"] or TEMPLATES
+        return [each.replace("{}", word) for word in words for each in templates]
 
     def setup(self, stage: str) -> None:
         """Read what embeds the prompts, or the embeddings."""
@@ -137,12 +140,12 @@ class ContrastiveCLIP(TextTuning):
         if stage != "fit":
             return
         h = self.hparams
-        self.text_tower, self._fixed = None, None
+        self.text_tower, self.fixed_text = None, None
         if h["text_encoder"] is not None and h["lora_text"]:
             self.text_tower = self.make_tower(h["text_encoder"], self.prompts())
         else:
             found = self._features().reshape(self.num_classes, -1, h["text_dim"])
-            self._fixed = F.normalize(found.float(), dim=2).to(self.device)
+            self.fixed_text = F.normalize(found.float(), dim=2).to(self.device)
         self.renew_class_text()
 
     def _features(self) -> Tensor:
@@ -170,7 +173,7 @@ class ContrastiveCLIP(TextTuning):
     @torch.no_grad()
     def renew_class_text(self) -> None:
         """Take what the prompts are embedded as now for evaluation."""
-        texts = self._fixed
+        texts = self.fixed_text
         if self.text_tower is not None:
             tower, count = self.text_tower, len(self.text_tower.tokens)
             with evaluating(tower):
@@ -201,7 +204,7 @@ class ContrastiveCLIP(TextTuning):
         if not self.training:
             return self.class_text
         if self.text_tower is None:
-            return self.class_text if self._fixed is None else self._fixed[:, 0]
+            return self.class_text if self.fixed_text is None else self.fixed_text[:, 0]
         every = len(self.text_tower.tokens) // self.num_classes
         first: Tensor = self.text_tower(torch.arange(self.num_classes, device=self.device) * every)
         return first
