@@ -103,6 +103,11 @@ def pytest_configure(config: pytest.Config) -> None:
     config.pluginmanager.register(EveryTest(), "wsl-zoo-every-test")
 
 
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Long tests first, so that at the end no worker waits for another."""
+    items.sort(key=lambda item: item.get_closest_marker("slow") is None)
+
+
 @pytest.fixture(scope="session")
 def real_data() -> Path:
     """Root of the real data sets: `$WSL_ZOO_DATA`, else `../shared/data` beside the repository."""
