@@ -805,25 +805,26 @@ def wait_until(condition, process):
 
 def test_a_killed_run_resumed_equals_an_unbroken_one(capsys):
     last = Path("killed/checkpoints/last.ckpt").absolute()
+    long = [*LONG, "--trainer.max_epochs", "10"]  # so that a busy machine kills it in time
     workers = ["--data.num_workers", "2", "--last.every_n_train_steps", "1"]
-    process = start(*LONG, *workers, "--run_dir", "killed")
+    process = start(*long, *workers, "--run_dir", "killed")
     try:
         wait_until(lambda: last.exists() and state_of(last)["global_step"] > STEPS + 2, process)
     finally:
         os.killpg(process.pid, signal.SIGKILL)
         assert process.wait() == -signal.SIGKILL
     reached = state_of(last)["global_step"]
-    assert STEPS + 2 < reached < 3 * STEPS
+    assert STEPS + 2 < reached < 10 * STEPS
     early = pd.read_csv("killed/metrics.csv")  # nothing logged is lost with the process
     assert early["val/acc"].count() == reached // STEPS or reached % STEPS < 2
 
-    arguments = [*LONG, "--data.num_workers", "0", "--last.every_n_train_steps", "1"]
+    arguments = [*long, "--data.num_workers", "0", "--last.every_n_train_steps", "1"]
     status, _, _ = run(["fit", *arguments, "--ckpt_path", last], capsys)
     assert status == 0
     assert not Path("runs").exists()
-    assert run(["fit", *LONG, "--run_dir", "unbroken"], capsys)[0] == 0
+    assert run(["fit", *long, "--run_dir", "unbroken"], capsys)[0] == 0
     resumed, unbroken = state_of(last), state_of("unbroken/checkpoints/last.ckpt")
-    assert resumed["global_step"] == unbroken["global_step"] == 3 * STEPS
+    assert resumed["global_step"] == unbroken["global_step"] == 10 * STEPS
     assert resumed["state_dict"].keys() == unbroken["state_dict"].keys()
     for name, value in unbroken["state_dict"].items():
         assert torch.equal(resumed["state_dict"][name], value), name
@@ -850,7 +851,7 @@ def test_a_terminated_run_saves_and_does_not_look_finished():
         wait_until(last.exists, process)
         assert state_of(last)["global_step"] == 100
         process.terminate()
-        assert process.wait(120) == 128 + signal.SIGTERM
+        assert process.wait(300) == 128 + signal.SIGTERM
     finally:
         if process.poll() is None:
             process.kill()
@@ -916,7 +917,7 @@ def wandb_records(path):
     return records
 
 
-def all_wandb_records(path, seconds=60):
+def all_wandb_records(path, seconds=300):
     """The records up to a run's exit: W&B may write on when `finish` has returned."""
     end = time.monotonic() + seconds
     while True:

@@ -450,7 +450,7 @@ def test_real_rounds_killed_and_resumed(tmp_path):
         assert process.poll() is None
         time.sleep(0.05)
     process.send_signal(signal.SIGTERM)
-    process.wait(60)
+    process.wait(300)
     run(grid("broken"))
     whole, broken = (tmp_path / name / "ours" / "seed0" for name in ("whole", "broken"))
     assert state_of(whole) == state_of(broken)

@@ -489,7 +489,7 @@ def test_ctrl_c_ends_the_command(checkpoint, tmp_path):
     assert line.startswith("long: 32 of 1500"), process.stderr.read()
     assert any(path.name.endswith(".partial") for path in out.iterdir())
     process.send_signal(signal.SIGINT)
-    _, error = process.communicate(timeout=60)
+    _, error = process.communicate(timeout=300)
     assert process.returncode == 130
     assert "interrupted" in error
     assert "long.mp4: stopped at frame " in error
