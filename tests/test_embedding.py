@@ -10,6 +10,7 @@ import torch
 from PIL import Image
 
 from tests.cases.image_text import FakeEncoder
+from wsl_zoo import embedding
 from wsl_zoo.data.dataset import RecordSource
 from wsl_zoo.data.manifest import Record
 from wsl_zoo.data.transforms import Sample
@@ -105,6 +106,81 @@ def test_nothing_is_made_twice(tmp_path):
     assert encoder.batches == encoder.texts == []
     names = sorted(path.name.split("-")[0] for path in (tmp_path / "cache").iterdir())
     assert names == ["reports", "train"]
+
+
+class Stop(Exception):
+    """Stands for whatever ends a process."""
+
+
+@pytest.mark.parametrize("whole_batches", [0, 1, 3, 4])
+def test_what_was_stopped_goes_on_from_the_last_part(tmp_path, monkeypatch, whole_batches):
+    monkeypatch.setattr(embedding, "PART", 4)
+    source = Colours(np.repeat(COLOURS, 2, axis=0))  # 10 images: parts of 4, 4 and 2, 5 batches
+    stopped, inner = FakeEncoder(), FakeEncoder()
+
+    def encode_images(image):
+        if len(stopped.batches) == whole_batches:
+            raise Stop
+        stopped.batches.append(len(image))
+        return inner.encode_images(image)
+
+    stopped.encode_images = encode_images
+    with pytest.raises(Stop):
+        EmbeddingCache(stopped, tmp_path, batch_size=2).images("train", source)
+    assert len(list(tmp_path.iterdir())) == whole_batches // 2
+    encoder, seen = FakeEncoder(), []
+    cache = EmbeddingCache(encoder, tmp_path, batch_size=2)
+    found = cache.images("train", source, progress=lambda *args: seen.append(args))
+    torch.testing.assert_close(found, expected(np.repeat(COLOURS, 2, axis=0)), rtol=0, atol=1e-6)
+    assert sum(encoder.batches) == 10 - 4 * (whole_batches // 2)
+    assert seen[-1] == (10, 10)
+    (file,) = tmp_path.iterdir()
+    assert torch.equal(torch.from_numpy(np.load(file)), found)
+
+
+def test_texts_are_kept_by_parts_too(tmp_path, monkeypatch):
+    monkeypatch.setattr(embedding, "PART", 2)
+    texts = ["red", "blue", "green red", "green", "blue blue"]
+    encoder = FakeEncoder()
+    encode, calls = encoder.encode_texts, []
+
+    def twice(texts, batch_size):
+        calls.append(texts)
+        if len(calls) == 3:
+            raise Stop
+        return encode(texts, batch_size)
+
+    encoder.encode_texts = twice
+    with pytest.raises(Stop):
+        EmbeddingCache(encoder, tmp_path).texts(texts)
+    found = EmbeddingCache(encoder, tmp_path).texts(texts)
+    assert calls == [texts[:2], texts[2:4], texts[4:], texts[4:]]
+    assert torch.equal(found, FakeEncoder().encode_texts(texts))
+    assert len(list(tmp_path.iterdir())) == 1
+
+
+def test_a_part_that_another_process_removes_is_made_anew(tmp_path, monkeypatch):
+    """It is removed when the whole is there: both have the same."""
+    monkeypatch.setattr(embedding, "PART", 2)
+    source, encoder = Colours(), FakeEncoder()
+    other = EmbeddingCache(FakeEncoder(), tmp_path)
+    inner, done = encoder.encode_images, []
+
+    def encode_images(image):
+        if not done:
+            done.append(other.images("train", source))
+        return inner(image)
+
+    encoder.encode_images = encode_images
+    found = EmbeddingCache(encoder, tmp_path).images("train", source)
+    assert torch.equal(found, done[0])
+    assert len(list(tmp_path.iterdir())) == 1
+
+
+def test_no_image_at_all(tmp_path):
+    cache = EmbeddingCache(FakeEncoder(), tmp_path)
+    assert cache.images("train", Colours(COLOURS[:0])).shape == (0, 3)
+    assert cache.texts([]).shape == (0, 3)
 
 
 def test_what_features_depend_on_makes_others(tmp_path):

@@ -3,6 +3,7 @@
 A file holds the features of one split, or of one corpus, and is named by all that they depend on:
 the model's digest, the release, and the texts, or the images by path, size and time of change (of
 images that are no files, their pixels). So it is never out of date, and calls may share a folder.
+Until it is whole its parts are files as well: what is stopped goes on from the last of them.
 """
 
 from __future__ import annotations
@@ -26,6 +27,7 @@ from wsl_zoo.encoders import ImageTextModel
 from wsl_zoo.files import write_array
 
 Progress = Callable[[int, int], None]
+PART = 4096  # images, or texts, of which the features are kept at once
 
 
 class EmbeddingCache:
@@ -51,8 +53,11 @@ class EmbeddingCache:
 
     def texts(self, texts: Sequence[str]) -> Tensor:
         """Return the features (M, D) of texts, on the CPU."""
-        encode = partial(self.encoder.encode_texts, texts, self.batch_size)
-        return self._kept("reports", repr(list(texts)).encode(), encode)
+
+        def encode(rows: range) -> Tensor:
+            return self.encoder.encode_texts(texts[rows.start : rows.stop], self.batch_size)
+
+        return self._kept("reports", repr(list(texts)).encode(), len(texts), encode)
 
     def images(
         self, split: str, source: Source, threads: int = 1, progress: Progress | None = None
@@ -65,15 +70,43 @@ class EmbeddingCache:
             threads: That read and prepare them; 0 is 1.
             progress: Called with how many images are encoded, and how many there are.
         """
-        encode = partial(encode_source, source, self.encoder, self.batch_size, threads, progress)
-        return self._kept(split, fingerprint(source), encode)
+        options = (self.encoder, self.batch_size, threads, progress)
+        encode = partial(encode_source, source, *options)
+        return self._kept(split, fingerprint(source), len(source), encode)
 
-    def _kept(self, name: str, made_of: bytes, encode: Callable[[], Tensor]) -> Tensor:
+    def _kept(
+        self, name: str, made_of: bytes, count: int, encode: Callable[[range], Tensor]
+    ) -> Tensor:
+        """Return features from their file, or of `encode` by parts of which each is kept."""
         key = hashlib.blake2b(self.digest + __version__.encode() + made_of, digest_size=16)
         file = self.folder / f"{name}-{key.hexdigest()}.npy"
-        if not file.is_file():
-            write_array(file, encode().float().cpu().numpy())
-        return torch.from_numpy(np.load(file))
+        if (whole := _read(file)) is not None:
+            return torch.from_numpy(whole)
+        parts = []
+        files = {
+            file.with_suffix(f".{start}.npy"): range(start, min(start + PART, count))
+            for start in range(0, count, PART)
+        }
+        for part, rows in files.items():
+            features = _read(part)
+            if features is None:
+                features = encode(rows).float().cpu().numpy()
+                write_array(part, features)
+            parts.append(features)
+        whole = np.concatenate(parts) if parts else np.empty((0, self.encoder.dim), np.float32)
+        write_array(file, whole)
+        for part in files:
+            part.unlink(missing_ok=True)
+        return torch.from_numpy(whole)
+
+
+def _read(file: Path) -> np.ndarray | None:
+    """Return an array, or None where there is no such file, perhaps not any more."""
+    try:
+        array: np.ndarray = np.load(file)
+    except FileNotFoundError:
+        return None
+    return array
 
 
 def encode_source(
@@ -82,6 +115,7 @@ def encode_source(
     batch_size: int = 64,
     threads: int = 1,
     progress: Progress | None = None,
+    rows: range | None = None,
 ) -> Tensor:
     """Return the features of the images of a source.
 
@@ -93,14 +127,15 @@ def encode_source(
         encoder: On its device.
         batch_size: Images per batch.
         threads: That read and prepare images; 0 is 1.
-        progress: Called with how many images are encoded, and how many there are.
+        progress: Called with the position after the last image that is encoded, and with N.
+        rows: Positions of n images, one after the other; None: all.
 
     Returns:
-        `(N, D)` float32, on the CPU.
+        `(n, D)` float32, on the CPU.
     """
     one_reads = nullcontext() if isinstance(source, RecordSource) else Lock()
-    count = len(source)
-    features = torch.empty(count, encoder.dim)
+    rows = range(len(source)) if rows is None else rows
+    features = torch.empty(len(rows), encoder.dim)
 
     def prepared(index: int) -> Tensor:
         with one_reads:
@@ -110,15 +145,15 @@ def encode_source(
     with ThreadPoolExecutor(max_workers=max(1, threads)) as pool:
 
         def begin(start: int) -> list[Future[Tensor]]:
-            return [pool.submit(prepared, i) for i in range(start, min(start + batch_size, count))]
+            return [pool.submit(prepared, i) for i in rows[start : start + batch_size]]
 
         coming = begin(0)
-        for start in range(0, count, batch_size):
+        for start in range(0, len(rows), batch_size):
             image = torch.stack([future.result() for future in coming])
             coming = begin(start + batch_size)
             features[start : start + len(image)] = encoder.encode_images(image).float().cpu()
             if progress is not None:
-                progress(start + len(image), count)
+                progress(rows[start + len(image) - 1] + 1, len(source))
     return features
 
 
