@@ -28,7 +28,8 @@ def make_encoder(
     Args:
         name: A timm name; "open_clip" for an image tower, "mlp" for rows of features.
         args: Arguments of `MLPEncoder` or `ImageTower`, or further ones of timm's network.
-        pretrained: An image tower is to get downloaded weights; nothing else is built otherwise.
+        pretrained: Whether `load_weights` will download weights: an image tower is then built as
+            these need it. Others are built alike.
         in_chans: Channels of the image, or features of a row.
         stride: See `Encoder`, as of the following.
         stride_mode: See there.
