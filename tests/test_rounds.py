@@ -23,6 +23,7 @@ from PIL import Image
 
 from tests.cases.stages import filled_classifier
 from wsl_zoo import jobs, protocols, reports, rounds, roundstate
+from wsl_zoo.__main__ import main
 from wsl_zoo.acquisition import area_under_curve
 from wsl_zoo.annotate import make_data
 from wsl_zoo.data import SyntheticData
@@ -421,7 +422,7 @@ def test_learning_curves_are_drawn(stand_ins, tmp_path):
 
 
 @pytest.mark.slow
-def test_real_rounds_killed_and_resumed(tmp_path):
+def test_real_rounds_killed_and_resumed(tmp_path, monkeypatch):
     """Real fits and looks of a round, killed in its second fit, end with the same files."""
     settings = {
         "model.encoder": "test_resnet", "model.head": "wgap", "data.train": 12, "data.val": 4,
@@ -438,11 +439,12 @@ def test_real_rounds_killed_and_resumed(tmp_path):
         path = tmp_path / f"{folder}.yaml"
         pipeline = {"output": folder, "seeds": [0], "methods": {"ours": ours}}
         path.write_text(yaml.safe_dump(pipeline))
-        return [sys.executable, "-m", "wsl_zoo", "run", str(path)]
+        return ["run", str(path)]
 
-    run = partial(subprocess.run, cwd=tmp_path, check=True, capture_output=True, timeout=600)
-    run(grid("whole"))
-    process = subprocess.Popen(grid("broken"), cwd=tmp_path, stdout=subprocess.DEVNULL)
+    monkeypatch.chdir(tmp_path)
+    assert main(grid("whole")) == 0
+    command = [sys.executable, "-m", "wsl_zoo", *grid("broken")]
+    process = subprocess.Popen(command, stdout=subprocess.DEVNULL)
     place = tmp_path / "broken" / "ours" / "seed0" / "round_000" / "cycle_1"
     end = time.monotonic() + 300
     while not place.exists():
@@ -451,7 +453,7 @@ def test_real_rounds_killed_and_resumed(tmp_path):
         time.sleep(0.05)
     process.send_signal(signal.SIGTERM)
     process.wait(300)
-    run(grid("broken"))
+    assert main(grid("broken")) == 0
     whole, broken = (tmp_path / name / "ours" / "seed0" for name in ("whole", "broken"))
     assert state_of(whole) == state_of(broken)
     assert state_of(whole)["rounds"][0]["pseudo"] > 0
