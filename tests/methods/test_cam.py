@@ -237,3 +237,21 @@ def test_features_of_images_that_change_are_not_cached(tmp_path):
         trainer(tmp_path).fit(model, tiny_data(hflip=0.0))
     with pytest.raises(ValueError, match="needs freeze_encoder"):
         CAMClassifier(encoder="test_resnet", cache_features=True)
+
+
+@pytest.mark.parametrize(
+    ("settings", "maps"),
+    [
+        ({"encoder": "test_vit", "form": "class_token"}, False),
+        ({"encoder": "test_vit", "form": "class_token", "cam": "gradcam", "cam_layer": -3}, True),
+        ({"encoder": "test_vit"}, True),
+        ({"encoder": "test_resnet"}, True),  # of one position at this size, but a map
+    ],
+)
+def test_a_vector_of_the_whole_image_has_no_map(settings, maps):
+    model = CAMClassifier(num_classes=3, **settings).eval()
+    batch = batch_of(32, count=2) | {"label": torch.tensor([1, 2])}
+    output = model(batch)
+    assert (output.map is not None) is maps
+    if maps:
+        assert model.localize(batch, output).shape == (2, 32, 32)

@@ -88,6 +88,7 @@ class ImageTower(Encoder):
         self.channels: list[int] = []
         self.strides: list[int] = []
         self.level_modules: list[str] = []
+        self.has_map = False
         self.mean = per_channel(preprocess.get("mean", MEAN) if mean is None else mean, 3)
         self.std = per_channel(preprocess.get("std", STD) if std is None else std, 3)
 

@@ -47,6 +47,7 @@ class MLPEncoder(Encoder):
         self.strides = [1] * len(self.channels)
         self.level_modules = [str(i) for i in range(len(hidden))]
         self.final_channels = widths[-1]
+        self.has_map = False
         self.mean: tuple[float, ...] = ()
         self.std: tuple[float, ...] = ()
         self.register_buffer("center", torch.zeros(in_features))

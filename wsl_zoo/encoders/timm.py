@@ -85,6 +85,7 @@ class Encoder(nn.Module):
         strides: Nominal stride of each level; actual sizes may differ by rounding and padding.
         level_modules: Name of the module of `model` that ends each level.
         final_channels: Channels of `final`.
+        has_map: Whether `final` is a map of the image; otherwise it is a vector of the whole.
         mean: Per-channel mean with which images must be normalised, in [0, 1].
         std: Per-channel standard deviation, likewise.
         model: The timm network.
@@ -147,8 +148,8 @@ class Encoder(nn.Module):
         self._native = (native, native) if isinstance(native, int) else tuple(native)
         self._any_size = not config.get("fixed_input_size") or family_file(name) in ANY_SIZE
         self._img_size, self._args = img_size, args
-        self._class_token = form == "class_token"
-        if self._class_token and getattr(model, "cls_token", None) is None:
+        self.has_map = form != "class_token"
+        if not self.has_map and getattr(model, "cls_token", None) is None:
             raise ValueError(f'{name} has no class token: leave form="class_token" to ViT and DeiT')
         self._removed = surgery.remove_unused(model)
         surgery.no_inplace(model)
@@ -322,7 +323,7 @@ class Encoder(nn.Module):
     def _final(self, x: Tensor, size: tuple[int, int]) -> Tensor:
         """What the trunk gives -> the final map, of the form that was asked for."""
         final, prefix = self._to_map(x, size)
-        if not self._class_token:
+        if self.has_map:
             return final
         assert prefix is not None
         return prefix[:, 0, :, None, None]

@@ -106,10 +106,15 @@ class CAMClassifier(FreezableEncoder):
         )
 
     def forward(self, batch: Batch) -> Output:
-        """Return `logits` (B, K), `map` (B, K, h, w) and `final` (B, C, h, w)."""
+        """Return `logits` (B, K), `map` (B, K, h, w) and `final` (B, C, h, w).
+
+        There is no map where it is read of an encoder that gives one vector of the whole image.
+        """
         final = self.final(batch)
         logits, maps = self.head(final)
-        return Output(logits=logits, map=maps, final=final)
+        of_final = self.class_maps.layer == -1 and not self.class_maps.reads_image
+        shows = self.encoder.has_map or not of_final
+        return Output(logits=logits, map=maps if shows else None, final=final)
 
     def loss(self, batch: Batch, output: Output) -> dict[str, Tensor]:
         """Return the cross-entropy, `ce`."""
