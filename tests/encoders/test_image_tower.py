@@ -7,7 +7,9 @@ import torch
 from torch import nn
 
 from tests.cases.clip import TINY_CLIP, tiny_clip
+from tests.cases.stages import save
 from wsl_zoo.encoders import ImageTextEncoder, ImageTower, adapt, lora_parameters, make_encoder
+from wsl_zoo.methods import CAMClassifier
 
 open_clip = pytest.importorskip("open_clip")
 
@@ -106,6 +108,29 @@ def test_weights_come_below_lora(tmp_path):
     )
     tower.final(image).square().sum().backward()
     assert all(factor.grad is not None for factor in lora_parameters(tower))
+
+
+@pytest.mark.parametrize("changes", [{}, COCA, TIMM], ids=["CLIP", "CoCa", "timm"])
+@pytest.mark.parametrize("adapted", [False, True])
+def test_it_starts_from_the_checkpoint_of_a_method(tmp_path, changes, adapted):
+    settings = {"encoder": "open_clip", "encoder_args": {"name": tiny_clip(tmp_path, **changes)}}
+    source = CAMClassifier(num_classes=3, **settings)
+    for parameter in source.parameters():
+        parameter.data.nan_to_num_(0.0, 0.0, 0.0)
+    path = save(source, tmp_path / "source.ckpt")
+    tower = made(tmp_path, **changes)
+    if adapted:
+        adapt(tower, rank=2)
+    tower.load_weights(path)
+    image = torch.randn(1, 3, *tower._native)
+    found, expected = tower.eval().final(image), source.encoder.eval().final(image)
+    torch.testing.assert_close(found, expected)
+
+
+def test_the_checkpoint_of_another_encoder_is_refused(tmp_path):
+    path = save(CAMClassifier(num_classes=3, encoder="test_resnet"), tmp_path / "source.ckpt")
+    with pytest.raises(ValueError, match=r"holds another encoder than .*missing: "):
+        made(tmp_path).load_weights(path)
 
 
 def test_pretrained_weights_say_which_network_they_are_of(tmp_path, monkeypatch):

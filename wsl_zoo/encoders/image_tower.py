@@ -15,7 +15,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from wsl_zoo.encoders.adapters import factor_names, load_plain
+from wsl_zoo.encoders.adapters import load_plain
 from wsl_zoo.encoders.clip_creation import (
     build,
     describe,
@@ -26,7 +26,7 @@ from wsl_zoo.encoders.clip_creation import (
 )
 from wsl_zoo.encoders.creation import per_channel
 from wsl_zoo.encoders.timm import Encoder
-from wsl_zoo.encoders.weights import load_weights
+from wsl_zoo.encoders.weights import read_state
 
 MEAN, STD = (0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26130258, 0.27577711)
 """What open-clip normalises by unless a network says otherwise: OpenAI's."""
@@ -106,8 +106,7 @@ class ImageTower(Encoder):
         """
         open_clip = require_open_clip()
         if weights is not None and Path(weights).suffix == ".ckpt":
-            path = Path(weights).expanduser()
-            load_weights(self.model, path, 3, set(), factor_names(self.model))
+            self._load_checkpoint(Path(weights).expanduser())
             return
         architecture = self.config["model_cfg"]
         if weights is None:
@@ -122,6 +121,15 @@ class ImageTower(Encoder):
             whole = build(open_clip, self.name, local)
             load(open_clip, whole, Path(weights).expanduser(), self.name)
         load_plain(self.model, whole.visual.state_dict())
+
+    def _load_checkpoint(self, path: Path) -> None:
+        """Read the encoder of a method's checkpoint."""
+        state, prefix = read_state(path), "encoder.model."
+        own = {k.removeprefix(prefix): v for k, v in state.items() if k.startswith(prefix)}
+        try:
+            load_plain(self.model, own)
+        except (RuntimeError, ValueError) as error:
+            raise ValueError(f"{path} holds another encoder than {self.name}: {error}") from error
 
     def forward(self, image: Tensor, levels: bool = True) -> tuple[Tensor, list[Tensor]]:
         """Return the embeddings (B, D, 1, 1) of images (B, 3, H, W), and no levels.

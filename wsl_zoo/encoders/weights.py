@@ -51,7 +51,7 @@ def load_weights(
         ValueError: Unreadable file, NaN or infinite values, missing or unexpected tensors, wrong
             shapes; all problems in one message.
     """
-    state = _bare_keys(_read(path), model)
+    state = _bare_keys(read_state(path), model)
     ignored = (CLASSIFIER_KEYS | removed) - set(trunk_names(model))
     state = {
         k: v.float() if v.is_floating_point() else v
@@ -78,7 +78,13 @@ def load_weights(
     model.load_state_dict(state, strict=False)
 
 
-def _read(path: Path) -> dict[str, Tensor]:
+def read_state(path: Path) -> dict[str, Tensor]:
+    """Return the named tensors of a weight file or a checkpoint, under the names that they have.
+
+    Raises:
+        FileNotFoundError: No such file.
+        ValueError: It cannot be read as weights.
+    """
     if not path.is_file():
         raise FileNotFoundError(f"no weight file {path} (relative paths start at {Path.cwd()}).")
     try:
