@@ -70,8 +70,7 @@ class EmbeddingCache:
             threads: That read and prepare them; 0 is 1.
             progress: Called with how many images are encoded, and how many there are.
         """
-        options = (self.encoder, self.batch_size, threads, progress)
-        encode = partial(encode_source, source, *options)
+        encode = partial(encode_source, source, self.encoder, self.batch_size, threads, progress)
         return self._kept(split, fingerprint(source), len(source), encode)
 
     def _kept(

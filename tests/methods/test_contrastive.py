@@ -107,6 +107,7 @@ def test_texts_learn_and_are_kept_as_they_are_at_the_end(tmp_path):
     fresh = prompted(tmp_path)
     fresh._trainer = trainer(tmp_path)
     fresh.setup("fit")
+    fresh.renew_class_text()
     assert (fresh.class_text - model.class_text).abs().max() > 1e-4
     loaded = wsl_zoo.load(path)
     assert torch.equal(loaded.class_text, model.class_text)

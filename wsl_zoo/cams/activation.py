@@ -56,6 +56,11 @@ class ClassMap(ABC):
         self.head = head
         self.layer = layer
 
+    @property
+    def reads_final(self) -> bool:
+        """Whether the final map is all that it needs."""
+        return self.layer == -1 and not self.reads_image
+
     def __call__(self, image: Tensor, target: Tensor) -> Tensor:
         """Raw maps of the target classes.
 
@@ -87,7 +92,7 @@ class ClassMap(ABC):
         Raises:
             ValueError: If the maps need more than that: `reads_image`, or an inner layer.
         """
-        if self.reads_image or self.layer != -1:
+        if not self.reads_final:
             raise ValueError(
                 f"{type(self).__name__} at layer={self.layer!r} cannot be read from the final map: "
                 "call it with the images."

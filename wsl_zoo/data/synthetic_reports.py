@@ -42,8 +42,8 @@ from wsl_zoo.data.transforms import Sample
 
 Task = Literal["grade", "pretext"]
 # Beside the splits of the grade: images of the pretext, tissues of the reports, and prompts.
-PROMPTS = 8  # of a grade
 PRETEXT_OFFSET, REPORT_OFFSET, PROMPT_OFFSET = 100_000_000, 200_000_000, 300_000_000
+PROMPTS = 8  # of a grade
 CONFOUNDED = 4  # a stream of random numbers apart from those of `data/tissue.py`
 FEW, SOME = 5.47, 10.98  # atypical nuclei that a third, and two thirds, of all tissues are below
 THIRDS = {

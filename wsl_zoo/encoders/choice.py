@@ -55,10 +55,10 @@ def make_encoder(
             img_size=img_size,
             args=args,
         )
-    given = {"stride": stride, "img_size": img_size, "form": None if form == "timm" else form}
-    refused = [f"{key}={value}" for key, value in given.items() if value is not None]
-    if refused or in_chans != 3:
-        refused += [f"in_chans={in_chans}"] if in_chans != 3 else []
+    given = {"stride": stride, "img_size": img_size, "form": form, "in_chans": in_chans}
+    plain = {"stride": None, "img_size": None, "form": "timm", "in_chans": 3}
+    refused = [f"{key}={value}" for key, value in given.items() if value != plain[key]]
+    if refused:
         raise ValueError(f'encoder="open_clip" is the tower as it is: leave {", ".join(refused)}')
     try:
         return ImageTower(pretrained=pretrained, mean=mean, std=std, **(args or {}))

@@ -9,7 +9,7 @@ A checkpoint holds the architecture itself, so that it loads where the config th
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -25,16 +25,14 @@ from wsl_zoo.encoders.clip_creation import (
     with_local_folders,
 )
 from wsl_zoo.encoders.creation import per_channel
-from wsl_zoo.encoders.timm import Encoder
+from wsl_zoo.encoders.vector import VectorEncoder
 from wsl_zoo.encoders.weights import read_state
 
-MEAN, STD = (0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26130258, 0.27577711)
-"""What open-clip normalises by unless a network says otherwise: OpenAI's."""
 STUB = {"context_length": 1, "vocab_size": 1, "width": 8, "heads": 1, "layers": 1}
 """A text tower that is thrown away."""
 
 
-class ImageTower(Encoder):
+class ImageTower(VectorEncoder):
     """An image tower of open-clip (extra `clip`).
 
     Args:
@@ -56,6 +54,8 @@ class ImageTower(Encoder):
             cannot build.
         FileNotFoundError: No such config.
     """
+
+    kind = "an image tower"
 
     def __init__(
         self,
@@ -88,9 +88,12 @@ class ImageTower(Encoder):
         self.channels: list[int] = []
         self.strides: list[int] = []
         self.level_modules: list[str] = []
-        self.has_map = False
-        self.mean = per_channel(preprocess.get("mean", MEAN) if mean is None else mean, 3)
-        self.std = per_channel(preprocess.get("std", STD) if std is None else std, 3)
+        self.mean = per_channel(
+            preprocess.get("mean", open_clip.OPENAI_DATASET_MEAN) if mean is None else mean, 3
+        )
+        self.std = per_channel(
+            preprocess.get("std", open_clip.OPENAI_DATASET_STD) if std is None else std, 3
+        )
 
     def load_weights(self, weights: str | Path | None = None) -> None:
         """Read weights into the tower, in place; the factors of LoRA keep theirs.
@@ -140,26 +143,6 @@ class ImageTower(Encoder):
         self._check(image)
         embedding = self.model(image)
         return embedding[:, :, None, None], []
-
-    def split(
-        self, image: Tensor, layer: int | str = -1
-    ) -> tuple[Tensor, Callable[[Tensor], Tensor]]:
-        """Return the embeddings and the identity.
-
-        Raises:
-            ValueError: Another layer than -1.
-        """
-        if layer != -1:
-            raise ValueError(f"layer={layer!r}: of an image tower only -1, its embedding, is read")
-        return self.final(image), lambda activation: activation
-
-    def layers(self) -> list[str]:
-        """Return no names: `split` takes -1 only."""
-        return []
-
-    def boosted_parameters(self) -> list[nn.Parameter]:
-        """Return none."""
-        return []
 
     def _check(self, image: Tensor) -> None:
         if image.ndim != 4 or tuple(image.shape[1:]) != (3, *self._native):

@@ -7,16 +7,16 @@ so that a checkpoint needs nothing beside it.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 
 import torch
 from torch import Tensor, nn
 
-from wsl_zoo.encoders.timm import Encoder
+from wsl_zoo.encoders.vector import VectorEncoder
 
 
-class MLPEncoder(Encoder):
+class MLPEncoder(VectorEncoder):
     """(x - mean) / std, then linear layers with ReLU; missing cells (NaN) count as the mean.
 
     Args:
@@ -31,6 +31,7 @@ class MLPEncoder(Encoder):
         ValueError: A width below 1.
     """
 
+    kind = "features"
     center: Tensor
     scale: Tensor
 
@@ -47,7 +48,6 @@ class MLPEncoder(Encoder):
         self.strides = [1] * len(self.channels)
         self.level_modules = [str(i) for i in range(len(hidden))]
         self.final_channels = widths[-1]
-        self.has_map = False
         self.mean: tuple[float, ...] = ()
         self.std: tuple[float, ...] = ()
         self.register_buffer("center", torch.zeros(in_features))
@@ -94,26 +94,6 @@ class MLPEncoder(Encoder):
             x = layer(x.flatten(1))[:, :, None, None]
             taken.append(x)
         return x, (taken or [x]) if levels else []
-
-    def split(
-        self, image: Tensor, layer: int | str = -1
-    ) -> tuple[Tensor, Callable[[Tensor], Tensor]]:
-        """Return the result and the identity.
-
-        Raises:
-            ValueError: Another layer than -1: there is no map to read at it.
-        """
-        if layer != -1:
-            raise ValueError(f"layer={layer!r}: of features only -1, the result, can be read")
-        return self.final(image), lambda activation: activation
-
-    def layers(self) -> list[str]:
-        """Return no names: `split` takes -1 only."""
-        return []
-
-    def boosted_parameters(self) -> list[nn.Parameter]:
-        """Return none: all layers are new."""
-        return []
 
     def load_weights(self, weights: str | Path | None = None) -> None:
         """Refuse: there are no published weights of it.

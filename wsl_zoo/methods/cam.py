@@ -112,8 +112,7 @@ class CAMClassifier(FreezableEncoder):
         """
         final = self.final(batch)
         logits, maps = self.head(final)
-        of_final = self.class_maps.layer == -1 and not self.class_maps.reads_image
-        shows = self.encoder.has_map or not of_final
+        shows = self.encoder.has_map or not self.class_maps.reads_final
         return Output(logits=logits, map=maps if shows else None, final=final)
 
     def loss(self, batch: Batch, output: Output) -> dict[str, Tensor]:
@@ -130,7 +129,7 @@ class CAMClassifier(FreezableEncoder):
         """Return the raw maps (B, h, w) of the classes `index` (B,)."""
         if type(self.class_maps) is cams.CAM:
             return super().class_map(batch, output, index)
-        if self.class_maps.layer == -1 and not self.class_maps.reads_image:
+        if self.class_maps.reads_final:
             assert output.final is not None
             return self.class_maps.of_final(output.final, index)
         return self.class_maps(batch["image"], index)

@@ -146,7 +146,6 @@ class ContrastiveCLIP(TextTuning):
         else:
             found = self._features().reshape(self.num_classes, -1, h["text_dim"])
             self.fixed_text = F.normalize(found.float(), dim=2).to(self.device)
-        self.renew_class_text()
 
     def _features(self) -> Tensor:
         """Return features of the prompts, of one class after the other."""
